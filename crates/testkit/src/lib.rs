@@ -1,0 +1,14 @@
+//! What the tests of Hindsight judge it by: real MongoDB servers, an S3 server, and an oracle that compares the
+//! contents of two clusters.
+//!
+//! For tests only: errors are [`anyhow::Error`]s meant to be unwrapped, and everything started here (processes, ports,
+//! folders) is gone when its value is dropped.
+
+mod binary;
+mod mongod;
+mod replica_set;
+mod spawner;
+
+pub use binary::{mongod_binary, mongod_version};
+pub use mongod::{Mongod, MongodOptions};
+pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};
