@@ -1,0 +1,2 @@
+//! hindsight
+fn main() {}

@@ -1,0 +1,113 @@
+//! The footer at the end of every framed object: what a reader wants without reading all.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::position::Point;
+
+/// What a framed object holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectKind {
+    /// Documents of a snapshot.
+    Data,
+    /// The catalog of a snapshot: collections, options, indexes.
+    Catalog,
+    /// A slice of a stream.
+    Slice,
+}
+
+/// The footer: written last, as JSON in a skippable zstd frame.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Footer {
+    /// Version of the format.
+    pub format: u32,
+    /// What the object holds.
+    pub kind: ObjectKind,
+    /// The key it was written under: an object that was moved or swapped is found out.
+    pub key: String,
+    /// Every frame, in order.
+    pub frames: Vec<FrameEntry>,
+    /// For slices: what is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogSummary>,
+}
+
+/// One frame: an independent zstd frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameEntry {
+    /// Bytes stored.
+    #[serde(rename = "l")]
+    pub stored_len: u32,
+    /// Bytes after decompression.
+    #[serde(rename = "r")]
+    pub raw_len: u32,
+    /// CRC-32 of the stored bytes.
+    #[serde(rename = "c")]
+    pub crc32: u32,
+    /// The scan that the frame belongs to; 0 where there is none.
+    #[serde(rename = "s", default, skip_serializing_if = "is_zero")]
+    pub segment: u32,
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+/// What a slice holds, without reading it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogSummary {
+    /// Exclusive start.
+    pub start: Point,
+    /// Inclusive end.
+    pub end: Point,
+    /// Number of log records.
+    pub records: u64,
+    /// Records per namespace and kind of operation.
+    pub counts: BTreeMap<String, OpCounts>,
+    /// Records per minute: Unix time of the minute's start, number.
+    pub histogram: BTreeMap<i64, u64>,
+}
+
+/// Records by kind of operation, as the engine names them.
+pub type OpCounts = BTreeMap<String, u64>;
+
+impl LogSummary {
+    /// An empty summary of what follows `start`.
+    pub fn starting_at(start: Point) -> Self {
+        Self { end: start.clone(), start, records: 0, counts: BTreeMap::new(), histogram: BTreeMap::new() }
+    }
+
+    /// Counts one record.
+    pub fn count(&mut self, namespace: &str, op: &str, unix_seconds: i64) {
+        self.records += 1;
+        *self.histogram.entry(unix_seconds - unix_seconds.rem_euclid(60)).or_default() += 1;
+        if !self.counts.contains_key(namespace) {
+            self.counts.insert(namespace.to_owned(), OpCounts::new());
+        }
+        if let Some(ops) = self.counts.get_mut(namespace) {
+            match ops.get_mut(op) {
+                Some(n) => *n += 1,
+                None => {
+                    ops.insert(op.to_owned(), 1);
+                }
+            }
+        }
+    }
+
+    /// Adds what the following piece holds: `self.end` must be `next.start`.
+    pub fn absorb(&mut self, next: &Self) {
+        self.end = next.end.clone();
+        self.records += next.records;
+        for (namespace, ops) in &next.counts {
+            let mine = self.counts.entry(namespace.clone()).or_default();
+            for (op, n) in ops {
+                *mine.entry(op.clone()).or_default() += n;
+            }
+        }
+        for (minute, n) in &next.histogram {
+            *self.histogram.entry(*minute).or_default() += n;
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Everything that is stored: key names and stored structs, and nothing else.
+//!
+//! This crate does no I/O and knows no database. `docs/repository-format.md` documents what is
+//! here field by field; change the two together, and raise [`FORMAT_VERSION`] when an older
+//! reader would misread what a newer writer stores.
+
+mod cluster;
+mod config;
+mod footer;
+mod keys;
+mod lease;
+mod position;
+mod repository;
+mod restore;
+mod slice;
+mod snapshot;
+
+pub use cluster::{ClusterDescriptor, ClusterIdentity, EpochCause, EpochRecord, GapRecord};
+pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreConfig};
+pub use footer::{Footer, FrameEntry, LogSummary, ObjectKind, OpCounts};
+pub use keys::{Keys, NameError, check_name};
+pub use lease::{LeaseHolder, LeaseRecord, LeaseState, Operation, OperationKind};
+pub use position::{Point, Position, PositionError, format_time, format_utc};
+pub use repository::{PutIfAbsent, RepositoryDescriptor};
+pub use restore::{RestoreRecord, RestoreState, RestoreTotals};
+pub use slice::SliceName;
+pub use snapshot::{ObjectRef, SnapshotKind, SnapshotManifest, SnapshotSource, SnapshotTotals, StreamPart};
+
+/// Version of everything this crate describes. A reader refuses what is newer than it knows.
+pub const FORMAT_VERSION: u32 = 1;

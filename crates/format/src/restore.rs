@@ -1,0 +1,87 @@
+//! `restores/<id>.json`: the history of restores, and their state machine.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::ClusterIdentity;
+
+/// A restore that was begun. Rewritten by the process that runs it, under the operation lease of
+/// the cluster whose history is restored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RestoreRecord {
+    /// Version of the format.
+    pub format: u32,
+    /// Its name: the time at which it was started.
+    pub id: String,
+    /// Where it stands.
+    pub state: RestoreState,
+    /// The step it is at, or was at when it failed, for people.
+    pub step: String,
+    /// When it was begun.
+    pub started_at: Timestamp,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+    /// The base snapshot.
+    pub snapshot: String,
+    /// The restore point in words, such as `just before 2021-02-07T02:59:59Z`.
+    pub target: String,
+    /// Namespaces it was limited to; empty for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// `from=to` when restored under another name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed: Option<String>,
+    /// The cluster that was written to.
+    pub into: ClusterIdentity,
+    /// Its hosts, for people.
+    pub into_hosts: String,
+    /// The epoch that begins with it, when the target is itself kept in the repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_epoch: Option<u64>,
+    /// What was written.
+    pub totals: RestoreTotals,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Program version that ran it.
+    pub run_by: String,
+}
+
+/// States of a restore. `InProgress` with no live lease means that it was cut off: the target is
+/// half restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestoreState {
+    /// Running, or cut off.
+    InProgress,
+    /// Complete and checked.
+    Success,
+    /// Failed; the target is half restored unless the error says otherwise.
+    Error,
+}
+
+impl std::fmt::Display for RestoreState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::InProgress => "in_progress",
+            Self::Success => "success",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// What a restore wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreTotals {
+    /// Collections created.
+    pub collections: u64,
+    /// Documents inserted.
+    pub documents: u64,
+    /// Bytes inserted.
+    pub bytes: u64,
+    /// Indexes built.
+    pub indexes: u64,
+    /// Log records folded.
+    pub log_records: u64,
+}

@@ -1,0 +1,125 @@
+//! `manifest.json` of a snapshot.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::position::Point;
+use crate::slice::SliceName;
+
+/// The manifest: written last, when everything that it names is stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotManifest {
+    /// Version of the format.
+    pub format: u32,
+    /// Its name: the time at which it was started, such as `2021-02-03T08:08:36Z`.
+    pub id: String,
+    /// Name of the engine that made it.
+    pub engine: String,
+    /// How it was made.
+    pub kind: SnapshotKind,
+    /// The epoch of the cluster's history that it belongs to.
+    pub epoch: u64,
+    /// The namespaces it was limited to; empty for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// When the work began.
+    pub started_at: Timestamp,
+    /// When it was complete.
+    pub finished_at: Timestamp,
+    /// Where it was read from.
+    pub source: SnapshotSource,
+    /// Per stream: its own piece of the log. The snapshot is consistent at the end of it.
+    pub streams: BTreeMap<String, StreamPart>,
+    /// Objects with data, and the catalog.
+    pub objects: Vec<ObjectRef>,
+    /// Sums.
+    pub totals: SnapshotTotals,
+    /// Program version that made it.
+    pub created_by: String,
+}
+
+impl SnapshotManifest {
+    /// The point at which `stream` is consistent in this snapshot.
+    pub fn consistent_at(&self, stream: &str) -> Option<&Point> {
+        self.streams.get(stream).map(|part| &part.last)
+    }
+
+    /// The latest of all streams' consistent points: the restore time of the snapshot.
+    pub fn restore_time(&self) -> Timestamp {
+        self.streams.values().map(|part| part.last.time).max().unwrap_or(self.finished_at)
+    }
+}
+
+/// How a snapshot was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotKind {
+    /// By reading rows or documents.
+    Logical,
+    /// By copying files.
+    Physical,
+}
+
+impl std::fmt::Display for SnapshotKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Logical => "logical",
+            Self::Physical => "physical",
+        })
+    }
+}
+
+/// Where a snapshot was read from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSource {
+    /// Host and port of the member.
+    pub member: String,
+    /// What it was then, such as `primary`.
+    pub role: String,
+    /// Server version.
+    pub server_version: String,
+    /// Compatibility version, where the engine has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compatibility_version: Option<String>,
+}
+
+/// A snapshot's own piece of one stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamPart {
+    /// The log is kept from here (exclusive): nothing that the data may miss is older.
+    pub first: Point,
+    /// The log is kept up to here (inclusive): the data and this log give the state here.
+    pub last: Point,
+    /// The slices, in order; each lies under the snapshot's folder as `<stream>/<name>`.
+    pub slices: Vec<SliceName>,
+}
+
+/// An object that belongs to a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// Name under the snapshot's folder.
+    pub name: String,
+    /// Bytes stored.
+    pub stored_bytes: u64,
+    /// Bytes after decompression.
+    pub raw_bytes: u64,
+    /// BLAKE3 (hex) of the footer, which holds the checksums of all frames.
+    pub footer_blake3: String,
+}
+
+/// Sums over a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTotals {
+    /// Collections or tables.
+    pub collections: u64,
+    /// Documents or rows (0 where the engine does not count).
+    pub documents: u64,
+    /// Bytes before compression, log included.
+    pub raw_bytes: u64,
+    /// Bytes stored, log included.
+    pub stored_bytes: u64,
+    /// Records in the snapshot's own piece of log.
+    pub log_records: u64,
+}
