@@ -56,3 +56,14 @@ pub struct GapRecord {
     /// When it was found.
     pub detected_at: Timestamp,
 }
+
+/// A gap record that was found in a repository, with what its key tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredGap {
+    /// The stream in which the log is not complete.
+    pub stream: String,
+    /// The epoch of the cluster's history.
+    pub epoch: u64,
+    /// The record.
+    pub record: GapRecord,
+}

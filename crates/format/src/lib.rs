@@ -15,7 +15,7 @@ mod restore;
 mod slice;
 mod snapshot;
 
-pub use cluster::{ClusterDescriptor, ClusterIdentity, EpochCause, EpochRecord, GapRecord};
+pub use cluster::{ClusterDescriptor, ClusterIdentity, EpochCause, EpochRecord, GapRecord, StoredGap};
 pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreConfig};
 pub use footer::{Footer, FrameEntry, LogSummary, ObjectKind, OpCounts};
 pub use keys::{Keys, NameError, check_name};
@@ -23,7 +23,7 @@ pub use lease::{LeaseHolder, LeaseRecord, LeaseState, Operation, OperationKind};
 pub use position::{Point, Position, PositionError, format_time, format_utc};
 pub use repository::{PutIfAbsent, RepositoryDescriptor};
 pub use restore::{RestoreRecord, RestoreState, RestoreTotals};
-pub use slice::SliceName;
+pub use slice::{SliceName, StoredSlice};
 pub use snapshot::{ObjectRef, SnapshotKind, SnapshotManifest, SnapshotSource, SnapshotTotals, StreamPart};
 
 /// Version of everything this crate describes. A reader refuses what is newer than it knows.

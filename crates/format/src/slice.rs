@@ -60,6 +60,19 @@ impl<'de> serde::Deserialize<'de> for SliceName {
     }
 }
 
+/// A slice that was found in a repository: what its key and a listing tell about it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StoredSlice {
+    /// The stream it is a piece of.
+    pub stream: String,
+    /// The epoch of the cluster's history that it belongs to.
+    pub epoch: u64,
+    /// Its name, with its bounds.
+    pub name: SliceName,
+    /// Its size in the store.
+    pub stored_bytes: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
