@@ -8,7 +8,9 @@ mod binary;
 mod mongod;
 mod replica_set;
 mod spawner;
+mod state;
 
 pub use binary::{mongod_binary, mongod_version};
 pub use mongod::{Mongod, MongodOptions};
 pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};
+pub use state::{ClusterState, CollectionState, Contents, last_optime};

@@ -268,7 +268,7 @@ impl ReplicaSet {
     pub async fn step_down(&self) -> Result<usize> {
         let old = self.wait_primary().await?;
         // In a set of one the old primary is the next one too, after that many seconds.
-        let (seconds, catch_up) = if self.members.len() == 1 { (1, 0) } else { (30, 10) };
+        let (seconds, catch_up) = if self.members.len() == 1 { (1, 0) } else { (15, 10) };
         self.direct_client(old)
             .await?
             .database("admin")
