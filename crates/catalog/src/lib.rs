@@ -1,1 +1,30 @@
-//! hindsight-catalog
+//! What can be restored, and from what: slices and snapshots in, timelines, gaps, restore plans and
+//! merge groups out. Pure functions, no I/O, no knowledge of any database.
+//!
+//! Three facts carry everything here:
+//!
+//! * **Positions are the truth.** One slice follows another only where `next.start` and `prev.end`
+//!   are the same position, tag included; never because of a clock, a name's order or a file time.
+//! * **Every stored slice is true.** Only what can never be rolled back is captured, so slices that
+//!   overlap (parts beside what they were merged into, a paused writer beside its successor) tell
+//!   the same story, and any path of meeting slices is valid.
+//! * **Time never runs backwards along a stream.** An engine whose log has steps of the clock gives
+//!   its points the latest time seen so far. Times then tell which slices can hold what lies before
+//!   a given second.
+
+mod chains;
+mod history;
+mod log;
+mod merge;
+mod plan;
+mod refusal;
+mod time;
+mod timeline;
+
+pub use chains::{Chain, chains};
+pub use history::History;
+pub use merge::{redundant, slices_to_merge};
+pub use plan::{Cut, RestorePlan, StreamPlan, Target, plan};
+pub use refusal::{Nearest, Refusal};
+pub use time::{ParsedTime, TimeError, parse_time};
+pub use timeline::{Gap, Range, StreamRange, Timeline, Unbacked, timeline};

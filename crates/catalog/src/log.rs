@@ -1,0 +1,141 @@
+//! One stream of one epoch as a graph: positions are its nodes, slices its edges.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+
+use hindsight_format::{Point, Position, StoredSlice};
+
+/// How good it is to go on with a slice, best last: how far it leads, over how few slices, written
+/// under which fence. The slice's index makes the choice the same on every run.
+type Rank<'a> = (&'a str, Reverse<u32>, u64, Reverse<usize>);
+
+/// Where the best path from a slice leads.
+#[derive(Clone, Copy)]
+struct Way {
+    /// The slice to go on with.
+    next: Option<usize>,
+    /// The last slice of the path.
+    last: usize,
+    /// Number of slices of the path.
+    hops: u32,
+}
+
+/// The slices of one stream in one epoch, with the furthest way on from each.
+///
+/// Building it sorts the slices once; everything else is linear in what is asked.
+pub(crate) struct Log<'a> {
+    /// By start, the longer one first, then the higher fence; no two the same, none empty.
+    slices: Vec<&'a StoredSlice>,
+    /// Per slice, the best path that begins with it.
+    ways: Vec<Way>,
+    /// Per position, the best slice that starts there.
+    best_at: HashMap<&'a Position, usize>,
+}
+
+impl<'a> Log<'a> {
+    /// Orders `slices`, which are all of one stream and epoch. What holds nothing (a start that is
+    /// not before its end) is left out: it can lead nowhere.
+    pub(crate) fn new(slices: impl IntoIterator<Item = &'a StoredSlice>) -> Self {
+        let mut slices: Vec<_> = slices.into_iter().filter(|slice| start(slice).order() < end(slice).order()).collect();
+        slices.sort_by(|a, b| {
+            let key = |s: &'a StoredSlice| (start(s).order(), start(s).tag(), Reverse((end(s).order(), end(s).tag())));
+            key(a).cmp(&key(b)).then_with(|| b.name.fence.cmp(&a.name.fence))
+        });
+        slices.dedup_by(|a, b| a.name == b.name);
+
+        let mut log = Self { ways: Vec::new(), best_at: HashMap::with_capacity(slices.len()), slices };
+        log.ways = vec![Way { next: None, last: 0, hops: 1 }; log.slices.len()];
+        // A slice ends after it starts, so that all slices that can follow are done before it.
+        for index in (0..log.slices.len()).rev() {
+            let slice = log.slices[index];
+            log.ways[index] = match log.best_at.get(end(slice)) {
+                Some(&next) => Way { next: Some(next), last: log.ways[next].last, hops: log.ways[next].hops + 1 },
+                None => Way { next: None, last: index, hops: 1 },
+            };
+            let rank = log.rank(index);
+            if log.best_at.get(start(slice)).is_none_or(|&other| log.rank(other) < rank) {
+                log.best_at.insert(start(slice), index);
+            }
+        }
+        log
+    }
+
+    /// Splits `slices` by epoch and stream.
+    pub(crate) fn by_stream(slices: &'a [StoredSlice]) -> BTreeMap<(u64, &'a str), Self> {
+        let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for slice in slices {
+            groups.entry((slice.epoch, slice.stream.as_str())).or_default().push(slice);
+        }
+        groups.into_iter().map(|(key, slices)| (key, Self::new(slices))).collect()
+    }
+
+    /// All slices, by start.
+    pub(crate) fn slices(&self) -> &[&'a StoredSlice] {
+        &self.slices
+    }
+
+    /// The furthest point that is reached by going on from the slice `index`.
+    pub(crate) fn reach(&self, index: usize) -> &'a Point {
+        &self.slices[self.ways[index].last].name.end
+    }
+
+    /// Indexes of the best path that begins with the slice `index`.
+    pub(crate) fn path(&self, index: usize) -> impl Iterator<Item = usize> {
+        std::iter::successors(Some(index), |&at| self.ways[at].next)
+    }
+
+    /// The beginnings of all runs, in order: each the best slice at a position where no slice ends.
+    /// A run that lies within another one is left out.
+    pub(crate) fn runs(&self) -> Vec<usize> {
+        let ends: HashSet<_> = self.slices.iter().map(|slice| end(slice)).collect();
+        let mut runs: Vec<_> =
+            self.best_at.iter().filter(|(position, _)| !ends.contains(*position)).map(|(_, &index)| index).collect();
+        runs.sort_by_key(|&index| (start(self.slices[index]).order(), Reverse(self.rank(index))));
+        let mut reached = "";
+        runs.retain(|&index| {
+            let further = self.reach(index).position.order() > reached;
+            if further {
+                reached = self.reach(index).position.order();
+            }
+            further
+        });
+        runs
+    }
+
+    /// For each of `points`, which must be sorted by `order`, the best slice with which the log
+    /// goes on from there: one that starts exactly there, or one in whose midst the point lies.
+    pub(crate) fn entries(&self, points: &[&Point]) -> Vec<Option<usize>> {
+        let mut waiting = self.slices.iter().enumerate().peekable();
+        let mut open: BinaryHeap<(Rank<'a>, usize)> = BinaryHeap::new();
+        let mut entries = Vec::with_capacity(points.len());
+        for point in points {
+            let order = point.position.order();
+            while let Some((index, _)) = waiting.next_if(|(_, slice)| start(slice).order() < order) {
+                open.push((self.rank(index), index));
+            }
+            // What ends here or before is of no use to any later point either.
+            while open.peek().is_some_and(|&(_, index)| end(self.slices[index]).order() <= order) {
+                open.pop();
+            }
+            let amid = open.peek().map(|&(_, index)| index);
+            let exact = self.best_at.get(&point.position).copied();
+            entries.push(amid.into_iter().chain(exact).max_by_key(|&index| self.rank(index)));
+        }
+        entries
+    }
+
+    fn rank(&self, index: usize) -> Rank<'a> {
+        let way = self.ways[index];
+        (end(self.slices[way.last]).order(), Reverse(way.hops), self.slices[index].name.fence, Reverse(index))
+    }
+}
+
+/// Where a slice starts.
+pub(crate) fn start(slice: &StoredSlice) -> &Position {
+    &slice.name.start.position
+}
+
+/// Where a slice ends.
+pub(crate) fn end(slice: &StoredSlice) -> &Position {
+    &slice.name.end.position
+}
