@@ -7,10 +7,12 @@
 mod binary;
 mod mongod;
 mod replica_set;
+mod s3;
 mod spawner;
 mod state;
 
 pub use binary::{mongod_binary, mongod_version};
 pub use mongod::{Mongod, MongodOptions};
 pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};
+pub use s3::{Fault, Faults, S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Op, S3Server};
 pub use state::{ClusterState, CollectionState, Contents, last_optime};

@@ -3,7 +3,7 @@
 
 use bson::{Document, doc};
 use hindsight_testkit::{Mongod, ReplicaSet, mongod_version};
-use mongodb::options::{ReadPreference, SelectionCriteria};
+use mongodb::options::{Acknowledgment, ReadPreference, SelectionCriteria, WriteConcern};
 
 #[tokio::test]
 async fn standalone_has_no_oplog() {
@@ -20,7 +20,9 @@ async fn standalone_has_no_oplog() {
 async fn one_member_survives_a_crash_and_a_restart() {
     let set = ReplicaSet::builder().oplog_mb(16).start().await.unwrap();
     let things = set.client().await.unwrap().database("app").collection::<Document>("things");
-    things.insert_one(doc! {"_id": 1}).await.unwrap();
+    // Journaled, as it is by default from 5.0 on only.
+    let majority = WriteConcern::builder().w(Acknowledgment::Majority).build();
+    things.insert_one(doc! {"_id": 1}).write_concern(majority).await.unwrap();
 
     set.member(0).kill9();
     assert!(!set.member(0).is_running());
