@@ -36,12 +36,16 @@ pub enum LeaseState {
 /// A process that holds a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseHolder {
-    /// Random, new for every process.
+    /// Random, new each time a lease is taken.
     pub id: String,
     /// Host name.
     pub host: String,
     /// Process number on that host.
     pub pid: u32,
+    /// Where that number means this process: the boot of the machine and its PID namespace. None
+    /// where the operating system does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_space: Option<String>,
     /// Program version.
     pub version: String,
 }

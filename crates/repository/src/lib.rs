@@ -1,1 +1,33 @@
-//! hindsight-repository
+//! The repository: where everything is kept, and the only code that talks to an object store.
+//!
+//! `docs/repository-format.md` describes what is stored, byte by byte. The order of things is
+//! always the same: bytes first, then the record that names them; removed the other way round.
+
+mod cluster;
+mod error;
+mod frames;
+mod history;
+mod leases;
+mod merge;
+mod probe;
+mod profile;
+mod reader;
+mod record;
+mod repository;
+mod s3;
+mod spec;
+mod store;
+mod writer;
+
+pub use cluster::ClusterRepository;
+pub use error::{Error, Failure, FailureKind, Result};
+pub use frames::{EncodedFrame, FRAME_TARGET, MAX_FRAME_RAW, encode_frame};
+pub use history::SliceListing;
+pub use leases::{Acquired, DEFAULT_TTL, Lease};
+pub use merge::merge_slices;
+pub use probe::{CheckReport, CheckStep, Outcome};
+pub use reader::ObjectReader;
+pub use repository::Repository;
+pub use s3::S3Options;
+pub use spec::{RepositorySpec, default_url};
+pub use writer::{ObjectWriter, WrittenObject};

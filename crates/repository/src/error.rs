@@ -1,0 +1,319 @@
+//! What can go wrong with a repository, in one line each, and whether trying again can help.
+
+use std::error::Error as StdError;
+use std::io;
+
+use hindsight_format::{ClusterIdentity, ConfigError, NameError};
+use serde::Serialize;
+use thiserror::Error;
+
+/// The result of everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The URL of the repository cannot be used.
+    #[error("{url:?} cannot be used as a repository: {why}")]
+    Url {
+        /// The URL, without anything secret.
+        url: String,
+        /// What is wrong, and what is expected.
+        why: String,
+    },
+    /// Settings or credentials of the store that cannot be used.
+    #[error("the settings of the repository's store cannot be used: {0}")]
+    Settings(String),
+    /// The object is not there. Someone may have merged or deleted it meanwhile.
+    #[error("{key} is missing from the repository")]
+    Missing {
+        /// Key of the object.
+        key: String,
+    },
+    /// The object is there already.
+    #[error("{key} exists already in the repository")]
+    Exists {
+        /// Key of the object.
+        key: String,
+    },
+    /// The object's bytes are not what was written.
+    #[error("{key} is damaged: {why}")]
+    Damaged {
+        /// Key of the object.
+        key: String,
+        /// What is wrong, with the byte offset where there is one.
+        why: String,
+    },
+    /// Written by a newer program.
+    #[error("{key} has format {found}, this program knows formats up to {known}: use a newer hindsight")]
+    NewerFormat {
+        /// Key of the object.
+        key: String,
+        /// Format found.
+        found: u32,
+        /// Newest format known.
+        known: u32,
+    },
+    /// The name is taken by a different cluster.
+    #[error(
+        "the repository keeps another cluster under the name {name:?} ({} {}), this one is {} {}: \
+         choose another --cluster name or another repository",
+        stored.engine, stored.id, found.engine, found.id
+    )]
+    OtherCluster {
+        /// Name of the cluster in the repository.
+        name: String,
+        /// Identity in the repository.
+        stored: ClusterIdentity,
+        /// Identity of the cluster at hand.
+        found: ClusterIdentity,
+    },
+    /// A name that must not become part of a key.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A setting that was refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store refused or failed.
+    #[error("cannot {doing} {key}: {}", failure.describe())]
+    Store {
+        /// What was tried: `read`, `write`, `create`, `list`, `delete`.
+        doing: &'static str,
+        /// Key of the object, or the folder.
+        key: String,
+        /// Why it failed.
+        failure: Failure,
+    },
+    /// Something that the caller asked for makes no sense, such as merging slices that do not meet.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    /// Whether doing the same again later can succeed without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Store { failure, .. } => {
+                matches!(failure.kind, FailureKind::Unreachable | FailureKind::Busy | FailureKind::Other)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether an object that was expected is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing { .. })
+    }
+
+    pub(crate) fn damaged(key: &str, why: impl Into<String>) -> Self {
+        Self::Damaged { key: key.to_owned(), why: why.into() }
+    }
+
+    pub(crate) fn store(doing: &'static str, key: &str, error: &object_store::Error) -> Self {
+        let failure = Failure::of(doing, error);
+        match failure.kind {
+            FailureKind::NotFound => Self::Missing { key: key.to_owned() },
+            _ => Self::Store { doing, key: key.to_owned(), failure },
+        }
+    }
+
+    /// Work on another thread that ended early: it panicked, or the program is shutting down.
+    pub(crate) fn cut_off(doing: &'static str, key: &str) -> Self {
+        let failure =
+            Failure { kind: FailureKind::Other, why: "the work was cut off".to_owned(), hint: "try again".to_owned() };
+        Self::Store { doing, key: key.to_owned(), failure }
+    }
+}
+
+/// Why a store failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// What kind of failure it is.
+    pub kind: FailureKind,
+    /// One line, without secrets.
+    pub why: String,
+    /// What to do about it; may be empty.
+    pub hint: String,
+}
+
+/// Kinds of failure of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// No such object.
+    NotFound,
+    /// No such bucket, container or folder.
+    NoBucket,
+    /// The credentials may not do this.
+    Permission,
+    /// There are no credentials, or the store does not know them.
+    Credentials,
+    /// The disk is full or the quota used up.
+    Full,
+    /// Network, name or TLS trouble, or no answer in time.
+    Unreachable,
+    /// The store asks to slow down or has trouble of its own.
+    Busy,
+    /// The store lacks the ability.
+    Unsupported,
+    /// Anything else.
+    Other,
+}
+
+impl Failure {
+    fn describe(&self) -> String {
+        if self.hint.is_empty() { self.why.clone() } else { format!("{} ({})", self.why, self.hint) }
+    }
+
+    /// Reads an error of the store. Its text goes no further than through [`one_line`], since the
+    /// chain below it may quote whole replies and signed addresses.
+    pub(crate) fn of(doing: &'static str, error: &object_store::Error) -> Self {
+        let text = chain_text(error);
+        let kind = kind_of(error, &text);
+        Self { kind, why: summary(kind, &text), hint: hint(kind, doing, &text) }
+    }
+}
+
+fn kind_of(error: &object_store::Error, text: &str) -> FailureKind {
+    use object_store::Error as E;
+    let has = |needle: &str| text.contains(needle);
+    let io = io_error(error);
+    if has("NoSuchBucket") || has("ContainerNotFound") || has("The specified bucket does not exist") {
+        FailureKind::NoBucket
+    } else if has("169.254.169.254") || has("metadata.google.internal") || has("InvalidAccessKeyId") {
+        FailureKind::Credentials
+    } else if has("SignatureDoesNotMatch") || has("ExpiredToken") || has("InvalidToken") {
+        FailureKind::Credentials
+    } else if matches!(error, E::NotFound { .. }) {
+        FailureKind::NotFound
+    } else if matches!(error, E::PermissionDenied { .. }) || has("AccessDenied") {
+        FailureKind::Permission
+    } else if matches!(error, E::Unauthenticated { .. }) {
+        FailureKind::Credentials
+    } else if matches!(error, E::NotSupported { .. } | E::NotImplemented { .. }) {
+        FailureKind::Unsupported
+    } else if let Some(io) = io {
+        match io.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => FailureKind::Permission,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureKind::Full,
+            io::ErrorKind::NotFound => FailureKind::NotFound,
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::TimedOut
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable => FailureKind::Unreachable,
+            _ if has("error sending request") || has("HTTP error") => FailureKind::Unreachable,
+            _ => FailureKind::Other,
+        }
+    } else if has("SlowDown") || has("503") || has("429") || has("InternalError") || has("500 Internal") {
+        FailureKind::Busy
+    } else if has("error sending request") || has("timed out") || has("HTTP error") || has("dns error") {
+        FailureKind::Unreachable
+    } else {
+        FailureKind::Other
+    }
+}
+
+fn summary(kind: FailureKind, text: &str) -> String {
+    let short = match kind {
+        FailureKind::NoBucket => "the bucket or container does not exist",
+        FailureKind::Permission if text.contains("(os error 30)") => "the file system is read-only",
+        FailureKind::Permission => "permission denied",
+        FailureKind::Full => "the disk is full or the quota is used up",
+        FailureKind::Credentials if text.contains("169.254.169.254") => "no credentials were found",
+        FailureKind::Credentials if text.contains("SignatureDoesNotMatch") => {
+            "the store does not accept the secret access key"
+        }
+        FailureKind::Credentials if text.contains("InvalidAccessKeyId") => "the store does not know the access key",
+        FailureKind::Credentials if text.contains("Expired") => "the session token has expired",
+        _ => return one_line(text),
+    };
+    short.to_owned()
+}
+
+/// What a person can do about it.
+fn hint(kind: FailureKind, doing: &str, text: &str) -> String {
+    let local = text.contains("os error");
+    match kind {
+        FailureKind::NoBucket => "create it, or correct the repository's URL or endpoint".to_owned(),
+        FailureKind::Permission if local => {
+            "give the user that runs hindsight the right to read and write that folder, or choose another --repository"
+                .to_owned()
+        }
+        FailureKind::Permission => format!("allow {} for the repository's prefix", actions(doing)),
+        FailureKind::Credentials => {
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role".to_owned()
+        }
+        FailureKind::Full => "make room there, or choose another --repository".to_owned(),
+        FailureKind::Unreachable => "check the endpoint, the network, a proxy in between and TLS".to_owned(),
+        FailureKind::Unsupported => "the store lacks this ability".to_owned(),
+        FailureKind::NotFound | FailureKind::Busy | FailureKind::Other => String::new(),
+    }
+}
+
+/// The permissions that an action needs, as Amazon S3 names them.
+pub(crate) fn actions(doing: &str) -> &'static str {
+    match doing {
+        "read" => "s3:GetObject",
+        "list" => "s3:ListBucket",
+        "delete" => "s3:DeleteObject",
+        _ => "s3:PutObject and s3:AbortMultipartUpload",
+    }
+}
+
+fn io_error(error: &object_store::Error) -> Option<&io::Error> {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io);
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn chain_text(error: &object_store::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    text
+}
+
+/// Makes one line of a text, of bearable length, and blanks what follows the names under which
+/// secrets travel in addresses.
+pub(crate) fn one_line(text: &str) -> String {
+    const SECRET: [&str; 4] = ["sig=", "Signature=", "Security-Token=", "Credential="];
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for name in SECRET {
+        let mut from = 0;
+        while let Some(found) = line.get(from..).and_then(|rest| rest.find(name)) {
+            let start = from + found + name.len();
+            let rest = line.get(start..).unwrap_or_default();
+            let length = rest.find(['&', ' ', '"', ')']).unwrap_or(rest.len());
+            line.replace_range(start..start + length, "…");
+            from = start;
+        }
+    }
+    if line.chars().count() > 400 {
+        line = line.chars().take(400).chain(['…']).collect();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_become_one_line_without_secrets() {
+        let text = "GET https://a/b?sv=1&sig=abc%2F&X-Amz-Signature=00ff&z=1\n  failed (sig=q)";
+        assert_eq!(one_line(text), "GET https://a/b?sv=1&sig=…&X-Amz-Signature=…&z=1 failed (sig=…)");
+        assert_eq!(one_line(&"é".repeat(1000)).chars().count(), 401);
+    }
+}

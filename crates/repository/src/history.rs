@@ -1,0 +1,171 @@
+//! The captured history of a cluster: slices, epochs and gaps.
+
+use hindsight_format::{EpochCause, EpochRecord, GapRecord, ObjectKind, SliceName, StoredGap, StoredSlice, check_name};
+use jiff::Timestamp;
+
+use crate::cluster::ClusterRepository;
+use crate::error::{Error, Result};
+use crate::reader::ObjectReader;
+use crate::store::Entry;
+
+/// The log of a cluster, as listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SliceListing {
+    /// The slices, by stream, epoch, start and end.
+    pub slices: Vec<StoredSlice>,
+    /// Keys among them that are no slices' names.
+    pub foreign: Vec<String>,
+}
+
+impl ClusterRepository {
+    /// All captured slices, by stream, epoch, start and end.
+    pub async fn slices(&self) -> Result<Vec<StoredSlice>> {
+        Ok(self.slice_listing().await?.slices)
+    }
+
+    /// All captured slices, and what else lies among them.
+    pub async fn slice_listing(&self) -> Result<SliceListing> {
+        Ok(self.sort_slices(self.repository().store().list(&self.keys().log()).await?))
+    }
+
+    /// The slices of one stream and epoch; with `after`, only those whose names sort after it.
+    pub async fn slices_from(&self, stream: &str, epoch: u64, after: Option<&SliceName>) -> Result<Vec<StoredSlice>> {
+        check_name(stream, "stream name")?;
+        let folder = self.keys().slices(stream, epoch);
+        let store = self.repository().store();
+        let entries = match after {
+            Some(name) => store.list_after(&folder, &self.keys().slice(stream, epoch, name)).await?,
+            None => store.list(&folder).await?,
+        };
+        Ok(self.sort_slices(entries).slices)
+    }
+
+    fn sort_slices(&self, entries: Vec<Entry>) -> SliceListing {
+        let mut listing = SliceListing::default();
+        for Entry { key, size } in entries {
+            match self.parse_slice(&key, size) {
+                Some(slice) => listing.slices.push(slice),
+                None => listing.foreign.push(key),
+            }
+        }
+        listing.slices.sort_by(|a, b| {
+            let order = |slice: &StoredSlice| {
+                let SliceName { start, end, fence } = slice.name.clone();
+                (slice.epoch, start.position.order().to_owned(), end.position.order().to_owned(), fence)
+            };
+            a.stream.cmp(&b.stream).then_with(|| order(a).cmp(&order(b)))
+        });
+        listing
+    }
+
+    fn parse_slice(&self, key: &str, stored_bytes: u64) -> Option<StoredSlice> {
+        let mut parts = key.strip_prefix(&self.keys().log())?.split('/');
+        let (stream, epoch, name) =
+            (parts.next()?.to_owned(), parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let slice = StoredSlice { stream, epoch, name, stored_bytes };
+        let spelled_so = parts.next().is_none() && self.slice_key(&slice) == key;
+        spelled_so.then_some(slice)
+    }
+
+    /// The key of a slice.
+    pub fn slice_key(&self, slice: &StoredSlice) -> String {
+        self.keys().slice(&slice.stream, slice.epoch, &slice.name)
+    }
+
+    /// Removes a slice; one that is gone already is fine.
+    pub async fn delete_slice(&self, slice: &StoredSlice) -> Result<()> {
+        self.repository().store().delete(&self.slice_key(slice)).await
+    }
+
+    /// Opens a captured slice. See [`ClusterRepository::slice_reader_at`].
+    pub async fn slice_reader(&self, slice: &StoredSlice) -> Result<ObjectReader> {
+        self.slice_reader_at(&self.slice_key(slice), &slice.name).await
+    }
+
+    /// Opens a slice that belongs to a snapshot. See [`ClusterRepository::slice_reader_at`].
+    pub async fn snapshot_slice_reader(&self, id: &str, stream: &str, name: &SliceName) -> Result<ObjectReader> {
+        let key = self.keys().snapshot_object(id, &format!("{stream}/{name}"));
+        self.slice_reader_at(&key, name).await
+    }
+
+    /// Opens a slice and checks that it holds what its name promises.
+    pub async fn slice_reader_at(&self, key: &str, name: &SliceName) -> Result<ObjectReader> {
+        let reader = self.object_reader(key, None).await?;
+        let footer = reader.footer();
+        match &footer.log {
+            Some(log) if footer.kind == ObjectKind::Slice => {
+                if (&log.start, &log.end) == (&name.start, &name.end) {
+                    return Ok(reader);
+                }
+                let why =
+                    format!("its footer says that it covers {} to {}, its name says otherwise", log.start, log.end);
+                Err(Error::damaged(key, why))
+            }
+            _ => Err(Error::damaged(key, "it is not a slice of a log")),
+        }
+    }
+
+    /// The epochs that restores began, by number. Epoch 1 has no record.
+    pub async fn epochs(&self) -> Result<Vec<EpochRecord>> {
+        let numbers = self.numbers(&self.keys().epochs()).await?;
+        let keys = numbers.into_iter().map(|number| self.keys().epoch(number)).collect();
+        let found = self.repository().read_all::<EpochRecord>(keys).await?;
+        found
+            .into_iter()
+            .map(|(key, record)| {
+                if self.keys().epoch(record.number) == key {
+                    Ok(record)
+                } else {
+                    Err(Error::damaged(&key, format!("it is the record of epoch {}", record.number)))
+                }
+            })
+            .collect()
+    }
+
+    /// The number of the current epoch: that of the newest record, or 1.
+    pub async fn current_epoch(&self) -> Result<u64> {
+        Ok(self.numbers(&self.keys().epochs()).await?.last().copied().unwrap_or(1))
+    }
+
+    /// Begins the next epoch. When the newest one has the same cause it is that one: whoever does
+    /// the same work again after a crash begins no second epoch.
+    pub async fn begin_epoch(&self, cause: EpochCause) -> Result<EpochRecord> {
+        loop {
+            let newest = self.epochs().await?.pop();
+            if let Some(same) = newest.as_ref().filter(|record| record.cause == cause) {
+                return Ok(same.clone());
+            }
+            let number = newest.map_or(1, |record| record.number) + 1;
+            let record = EpochRecord { number, started_at: Timestamp::now(), cause: cause.clone() };
+            if self.repository().create_record(&self.keys().epoch(number), &record).await? {
+                return Ok(record);
+            }
+        }
+    }
+
+    /// All recorded gaps, by stream, epoch and time.
+    pub async fn gaps(&self) -> Result<Vec<StoredGap>> {
+        let folder = self.keys().gaps();
+        let entries = self.repository().store().list(&folder).await?;
+        let keys = entries.into_iter().map(|entry| entry.key).filter(|key| key.ends_with(".json")).collect();
+        let found = self.repository().read_all::<GapRecord>(keys).await?;
+        let gap = |(key, record): (String, GapRecord)| {
+            let mut parts = key.strip_prefix(&folder)?.split('/');
+            let (stream, epoch) = (parts.next()?.to_owned(), parts.next()?.parse().ok()?);
+            let spelled_so = self.keys().gap(&stream, epoch, &record.end) == key;
+            spelled_so.then_some(StoredGap { stream, epoch, record })
+        };
+        Ok(found.into_iter().filter_map(gap).collect())
+    }
+
+    /// Records why the log is not complete before `gap.end`. The first explanation stays.
+    pub async fn put_gap(&self, stream: &str, epoch: u64, gap: &GapRecord) -> Result<()> {
+        check_name(stream, "stream name")?;
+        self.repository().create_record(&self.keys().gap(stream, epoch, &gap.end), gap).await.map(drop)
+    }
+
+    /// Removes the record of a gap, with the log around it.
+    pub async fn delete_gap(&self, gap: &StoredGap) -> Result<()> {
+        self.repository().store().delete(&self.keys().gap(&gap.stream, gap.epoch, &gap.record.end)).await
+    }
+}

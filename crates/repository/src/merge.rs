@@ -1,0 +1,113 @@
+//! Merging small slices of a stream into a large one.
+
+use futures::TryStreamExt;
+use hindsight_format::{LogSummary, ObjectKind, SliceName, StoredSlice, check_name};
+
+use crate::cluster::ClusterRepository;
+use crate::error::{Error, Result};
+use crate::frames::{EncodedFrame, FRAME_TARGET, encode_frame};
+use crate::writer::ObjectWriter;
+
+/// Frames with at least this many raw bytes are copied as they are stored; smaller ones compress
+/// better together.
+const WORTH_COPYING: u32 = 1 << 20;
+
+/// Merges adjacent slices into one, and removes them once the new one is stored and checked. Where
+/// this is cut off, the parts, or the parts and the whole, are there: readers cope with both.
+///
+/// `fence` is the number of the lease under which this happens. [`Error::Missing`] names a part that
+/// is gone: somebody else merged or removed it.
+pub async fn merge_slices(
+    cluster: &ClusterRepository,
+    stream: &str,
+    epoch: u64,
+    parts: &[StoredSlice],
+    fence: u64,
+    level: i32,
+) -> Result<StoredSlice> {
+    check_name(stream, "stream name")?;
+    let (first, last) = match parts {
+        [] => return Err(Error::Refused("there are no slices to merge".to_owned())),
+        [only] => return Ok(only.clone()),
+        [first, .., last] => (first, last),
+    };
+    for part in parts {
+        if (part.stream.as_str(), part.epoch) != (stream, epoch) {
+            return Err(Error::Refused(format!("the slice {} belongs to another stream or epoch", part.name)));
+        }
+    }
+    for pair in parts.windows(2) {
+        if let [before, next] = pair
+            && before.name.end != next.name.start
+        {
+            return Err(Error::Refused(format!("the slices {} and {} do not meet", before.name, next.name)));
+        }
+    }
+
+    let name = SliceName { start: first.name.start.clone(), end: last.name.end.clone(), fence };
+    let mut merged = StoredSlice { stream: stream.to_owned(), epoch, name, stored_bytes: 0 };
+    let key = cluster.slice_key(&merged);
+    let mut writer = cluster.object_writer(key, ObjectKind::Slice).await;
+    let written = match copy_all(cluster, parts, &mut writer, level).await {
+        Ok(summary) => writer.finish(Some(summary)).await?,
+        Err(error) => {
+            writer.abort().await;
+            return Err(error);
+        }
+    };
+    merged.stored_bytes = written.stored_bytes;
+
+    let stored = cluster.slice_reader(&merged).await?;
+    if stored.footer_blake3() != written.footer_blake3 {
+        return Err(Error::damaged(stored.key(), "it reads differently from what was written just before"));
+    }
+    for part in parts.iter().filter(|part| part.name != merged.name) {
+        cluster.delete_slice(part).await?;
+    }
+    Ok(merged)
+}
+
+async fn copy_all(
+    cluster: &ClusterRepository,
+    parts: &[StoredSlice],
+    writer: &mut ObjectWriter,
+    level: i32,
+) -> Result<LogSummary> {
+    let mut summary: Option<LogSummary> = None;
+    let mut small = Vec::new();
+    for part in parts {
+        let reader = cluster.slice_reader(part).await?;
+        let footer = reader.footer();
+        match (&mut summary, &footer.log) {
+            (Some(summary), Some(log)) => summary.absorb(log),
+            (None, log) => summary.clone_from(log),
+            (Some(_), None) => {}
+        }
+        let mut frames = reader.stored(|_| true);
+        while let Some((index, stored)) = frames.try_next().await? {
+            match footer.frames.get(index) {
+                Some(entry) if entry.raw_len >= WORTH_COPYING => {
+                    flush(&mut small, writer, level).await?;
+                    writer.write(EncodedFrame::copied(*entry, stored)).await?;
+                }
+                _ => {
+                    small.extend_from_slice(&reader.decode(index, stored).await?);
+                    if small.len() >= FRAME_TARGET {
+                        flush(&mut small, writer, level).await?;
+                    }
+                }
+            }
+        }
+    }
+    flush(&mut small, writer, level).await?;
+    summary.ok_or_else(|| Error::Refused("there are no slices to merge".to_owned()))
+}
+
+async fn flush(small: &mut Vec<u8>, writer: &mut ObjectWriter, level: i32) -> Result<()> {
+    if small.is_empty() {
+        return Ok(());
+    }
+    let raw = std::mem::take(small);
+    let encoded = tokio::task::spawn_blocking(move || encode_frame(&raw, level, 0)).await;
+    writer.write(encoded.map_err(|_| Error::cut_off("write", writer.key()))??).await
+}

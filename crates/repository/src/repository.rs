@@ -1,0 +1,210 @@
+//! A repository: opening it, making it, and what is in it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use hindsight_format::{ClusterDescriptor, FORMAT_VERSION, Keys, PutIfAbsent, RepositoryDescriptor};
+use jiff::Timestamp;
+use object_store::ObjectStore;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::cluster::ClusterRepository;
+use crate::error::{Error, Result};
+use crate::leases::Observation;
+use crate::probe::{CheckReport, probe, warning};
+use crate::record;
+use crate::spec::{Location, Patience, RepositorySpec};
+use crate::store::Store;
+use crate::writer::PartSizes;
+
+/// Records that are read at the same time.
+pub(crate) const READ_AT_ONCE: usize = 16;
+
+/// An open repository. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    url: String,
+    descriptor: RepositoryDescriptor,
+    store: Store,
+    quick: Store,
+    sizes: PartSizes,
+    /// When states of leases were seen first, by the key of the lease's folder.
+    observations: Mutex<HashMap<String, Observation>>,
+}
+
+impl Repository {
+    /// Opens a repository; none when there is none yet. Never writes.
+    pub async fn open(spec: &RepositorySpec) -> Result<Option<Self>> {
+        let location = Location::of(spec)?;
+        let Some(quick) = location.connect(Patience::Short).await? else { return Ok(None) };
+        Self::open_at(&location, Store::new(quick)).await
+    }
+
+    /// Opens a repository, or makes one: tries out the store first, and refuses it with the missing
+    /// permission or setting when it cannot be used.
+    pub async fn open_or_create(spec: &RepositorySpec) -> Result<Self> {
+        if let Some(open) = Self::open(spec).await? {
+            return Ok(open);
+        }
+        let location = Location::of(spec)?;
+        location.make_folder()?;
+        let missing = || Error::Url { url: location.url.clone(), why: "its folder vanished".to_owned() };
+        let quick = Store::new(location.connect(Patience::Short).await?.ok_or_else(missing)?);
+        Self::create(&quick, &location.url).await?;
+        Self::open_at(&location, quick).await?.ok_or_else(|| Error::Missing { key: Keys::REPOSITORY.to_owned() })
+    }
+
+    /// Tries out the store of a repository that may not exist yet. Writes and removes a few small
+    /// objects, but makes no repository.
+    pub async fn try_out(spec: &RepositorySpec) -> Result<CheckReport> {
+        let location = Location::of(spec)?;
+        location.make_folder()?;
+        match location.connect(Patience::Short).await? {
+            Some(store) => Ok(probe(&Store::new(store), &location.url).await),
+            None => Err(Error::Url { url: location.url, why: "its folder vanished".to_owned() }),
+        }
+    }
+
+    /// A repository in a store that the caller made, as [`Repository::open_or_create`]: for tests
+    /// that let a store misbehave.
+    pub async fn over(store: Arc<dyn ObjectStore>, url: &str) -> Result<Self> {
+        Self::over_sized(store, url, PartSizes::default()).await
+    }
+
+    pub(crate) async fn over_sized(store: Arc<dyn ObjectStore>, url: &str, sizes: PartSizes) -> Result<Self> {
+        let store = Store::new(store);
+        if store.get(Keys::REPOSITORY).await?.is_none() {
+            Self::create(&store, url).await?;
+        }
+        match store.get(Keys::REPOSITORY).await? {
+            Some(bytes) => Self::new(url.to_owned(), store.clone(), store, &bytes, sizes),
+            None => Err(Error::Missing { key: Keys::REPOSITORY.to_owned() }),
+        }
+    }
+
+    async fn open_at(location: &Location, quick: Store) -> Result<Option<Self>> {
+        let Some(bytes) = quick.get(Keys::REPOSITORY).await? else { return Ok(None) };
+        let Some(store) = location.connect(Patience::Long).await? else { return Ok(None) };
+        Self::new(location.url.clone(), Store::new(store), quick, &bytes, PartSizes::default()).map(Some)
+    }
+
+    fn new(url: String, store: Store, quick: Store, descriptor: &Bytes, sizes: PartSizes) -> Result<Self> {
+        let descriptor = record::decode(Keys::REPOSITORY, descriptor)?;
+        let inner = Inner { url, descriptor, store, quick, sizes, observations: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Tries out the store and writes the descriptor. Losing a race for that is fine.
+    async fn create(store: &Store, url: &str) -> Result<()> {
+        let report = probe(store, url).await;
+        if let Some(step) = report.failure() {
+            let way_out = if step.hint.is_empty() { String::new() } else { format!(" ({})", step.hint) };
+            let why = format!("trying to {} there failed: {}{way_out}", step.name, step.why);
+            return Err(Error::Url { url: url.to_owned(), why });
+        }
+        let put_if_absent = report.put_if_absent.unwrap_or(PutIfAbsent::Absent);
+        if put_if_absent != PutIfAbsent::Atomic {
+            let (why, hint) = warning(put_if_absent);
+            tracing::warn!(url, "{why}: {hint}");
+        }
+        let descriptor = RepositoryDescriptor {
+            format: FORMAT_VERSION,
+            id: format!("{:032x}", rand::random::<u128>()),
+            created_at: Timestamp::now(),
+            created_by: env!("CARGO_PKG_VERSION").to_owned(),
+            put_if_absent,
+        };
+        let bytes = record::encode(Keys::REPOSITORY, &descriptor)?;
+        store.create(Keys::REPOSITORY, bytes, put_if_absent).await?;
+        Ok(())
+    }
+
+    /// Tries out the store and the descriptor, step by step.
+    pub async fn check(&self) -> CheckReport {
+        let since = Instant::now();
+        let stored = self.inner.quick.get(Keys::REPOSITORY).await.and_then(|bytes| {
+            let bytes = bytes.ok_or_else(|| Error::Missing { key: Keys::REPOSITORY.to_owned() })?;
+            record::decode::<RepositoryDescriptor>(Keys::REPOSITORY, &bytes).map(drop)
+        });
+        let mut open = CheckReport { url: self.inner.url.clone(), steps: Vec::new(), put_if_absent: None };
+        open.push("open", since, stored);
+        let mut report = probe(&self.inner.quick, &self.inner.url).await;
+        report.steps.splice(0..0, open.steps);
+        report
+    }
+
+    /// Its URL, as shown to people.
+    pub fn url(&self) -> &str {
+        &self.inner.url
+    }
+
+    /// What is stored about it.
+    pub fn descriptor(&self) -> &RepositoryDescriptor {
+        &self.inner.descriptor
+    }
+
+    /// The part of one cluster, which may have nothing in it yet.
+    pub fn cluster(&self, name: &str) -> Result<ClusterRepository> {
+        Ok(ClusterRepository::new(self.clone(), name, Keys::new(name)?))
+    }
+
+    /// All clusters that are registered, by name.
+    pub async fn clusters(&self) -> Result<Vec<ClusterDescriptor>> {
+        let names = self.store().folders(Keys::CLUSTERS).await?;
+        futures::stream::iter(names.into_iter().filter_map(|name| self.cluster(&name).ok()))
+            .map(|cluster| async move { cluster.descriptor().await })
+            .buffered(READ_AT_ONCE)
+            .try_filter_map(|found| async move { Ok(found) })
+            .try_collect()
+            .await
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    pub(crate) fn sizes(&self) -> PartSizes {
+        self.inner.sizes
+    }
+
+    pub(crate) fn observations(&self) -> std::sync::MutexGuard<'_, HashMap<String, Observation>> {
+        // What is in there stays right whatever happened to a thread that held it.
+        self.inner.observations.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        match self.store().get(key).await? {
+            Some(bytes) => record::decode(key, &bytes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) async fn write<T: Serialize>(&self, key: &str, value: &T) -> Result<()> {
+        self.store().put(key, record::encode(key, value)?.into()).await
+    }
+
+    /// Creates a record; `false` when another one is there already.
+    pub(crate) async fn create_record<T: Serialize>(&self, key: &str, value: &T) -> Result<bool> {
+        let bytes = record::encode(key, value)?;
+        self.store().create(key, bytes, self.inner.descriptor.put_if_absent).await
+    }
+
+    /// The records of these keys, in order; those that vanish meanwhile are left out.
+    pub(crate) async fn read_all<T: DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<(String, T)>> {
+        futures::stream::iter(keys)
+            .map(|key| async move { Ok::<_, Error>(self.read(&key).await?.map(|value| (key, value))) })
+            .buffered(READ_AT_ONCE)
+            .try_filter_map(|found| async move { Ok(found) })
+            .try_collect()
+            .await
+    }
+}

@@ -1,0 +1,195 @@
+//! The object store behind a repository, by keys, with errors that name them.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use hindsight_format::PutIfAbsent;
+use object_store::path::Path;
+use object_store::{
+    Error as StoreError, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload,
+};
+
+use crate::error::{Error, Result};
+
+/// Largest record that is read whole.
+const MAX_RECORD: u64 = 64 << 20;
+/// How long to wait, where the store lets several creators win, until all of them have written.
+const SETTLE: Duration = Duration::from_secs(1);
+const CREATE_ATTEMPTS: u32 = 5;
+
+/// An object found by listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) size: u64,
+}
+
+/// The store, rooted at the repository's prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    inner: Arc<dyn ObjectStore>,
+}
+
+fn path(key: &str) -> Result<Path> {
+    Path::parse(key).map_err(|error| Error::Refused(format!("{key:?} is no usable key: {error}")))
+}
+
+impl Store {
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner }
+    }
+
+    /// A whole record; none when there is no such object.
+    pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>> {
+        let found = match self.inner.get(&path(key)?).await {
+            Ok(found) => found,
+            Err(error) => return missing_as_none(Error::store("read", key, &error)),
+        };
+        if found.meta.size > MAX_RECORD {
+            return Err(Error::damaged(key, format!("a record of {} bytes cannot be right", found.meta.size)));
+        }
+        match found.bytes().await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) => missing_as_none(Error::store("read", key, &error)),
+        }
+    }
+
+    /// The size of an object and its last `length` bytes.
+    pub(crate) async fn tail(&self, key: &str, length: u64) -> Result<(u64, Bytes)> {
+        let at = path(key)?;
+        let suffix = GetOptions { range: Some(GetRange::Suffix(length)), ..GetOptions::default() };
+        let fail = |error: &StoreError| Error::store("read", key, error);
+        let found = match self.inner.get_opts(&at, suffix).await {
+            Ok(found) => found,
+            Err(error @ StoreError::NotFound { .. }) => return Err(fail(&error)),
+            Err(error) => {
+                // Azure has no suffix ranges, and others answer "not satisfiable" for empty objects.
+                let size = self.inner.head(&at).await.map_err(|error| fail(&error))?.size;
+                if size == 0 {
+                    return Ok((0, Bytes::new()));
+                }
+                if !matches!(error, StoreError::NotSupported { .. }) {
+                    return Err(fail(&error));
+                }
+                let bytes = self.range(key, size.saturating_sub(length)..size).await?;
+                return Ok((size, bytes));
+            }
+        };
+        let size = found.meta.size;
+        let bytes = found.bytes().await.map_err(|error| fail(&error))?;
+        Ok((size, bytes))
+    }
+
+    /// Some bytes of an object; fewer when it ends before.
+    pub(crate) async fn range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        let read = self.inner.get_range(&path(key)?, range).await;
+        read.map_err(|error| Error::store("read", key, &error))
+    }
+
+    /// Writes, whether or not the object exists.
+    pub(crate) async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
+        let written = self.inner.put(&path(key)?, payload).await;
+        written.map(drop).map_err(|error| Error::store("write", key, &error))
+    }
+
+    pub(crate) async fn upload(&self, key: &str) -> Result<Box<dyn MultipartUpload>> {
+        let begun = self.inner.put_multipart(&path(key)?).await;
+        begun.map_err(|error| Error::store("write", key, &error))
+    }
+
+    /// Asks the store to write an object that does not exist. `false`: it does.
+    pub(crate) async fn try_create(&self, key: &str, bytes: Bytes) -> Result<bool> {
+        match self.inner.put_opts(&path(key)?, bytes.into(), PutMode::Create.into()).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(false),
+            Err(error) => Err(Error::store("create", key, &error)),
+        }
+    }
+
+    /// Creates an object that does not exist, and says whether it was this call that did. Callers
+    /// write bytes that no other writes: an answer that got lost is then told apart from a lost
+    /// race by reading what is there.
+    pub(crate) async fn create(&self, key: &str, bytes: Bytes, ability: PutIfAbsent) -> Result<bool> {
+        for attempt in 0..CREATE_ATTEMPTS {
+            let created = match ability {
+                PutIfAbsent::Atomic | PutIfAbsent::Racy => self.try_create(key, bytes.clone()).await?,
+                PutIfAbsent::Absent => match self.get(key).await? {
+                    Some(_) => false,
+                    None => self.put(key, bytes.clone().into()).await.map(|()| true)?,
+                },
+            };
+            match (created, ability) {
+                (true, PutIfAbsent::Atomic) => return Ok(true),
+                (true, _) => tokio::time::sleep(SETTLE).await,
+                (false, _) => {}
+            }
+            match self.get(key).await? {
+                Some(found) => return Ok(found == bytes),
+                // Amazon S3 also answers with a conflict while another request is under way that
+                // may come to nothing.
+                None => tokio::time::sleep(Duration::from_millis(50 << attempt)).await,
+            }
+        }
+        Err(Error::Exists { key: key.to_owned() })
+    }
+
+    /// Deletes; what is not there is deleted already.
+    pub(crate) async fn delete(&self, key: &str) -> Result<()> {
+        match self.inner.delete(&path(key)?).await {
+            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(Error::store("delete", key, &error)),
+        }
+    }
+
+    /// Deletes many, in no particular order.
+    pub(crate) async fn delete_all(&self, keys: Vec<String>) -> Result<()> {
+        futures::stream::iter(keys)
+            .map(|key| async move { self.delete(&key).await })
+            .buffer_unordered(16)
+            .try_collect()
+            .await
+    }
+
+    /// All objects under a folder, by key.
+    pub(crate) async fn list(&self, folder: &str) -> Result<Vec<Entry>> {
+        let prefix = path(folder)?;
+        self.collect(folder, self.inner.list(Some(&prefix))).await
+    }
+
+    /// Objects under a folder whose key is greater than `after`, by key.
+    pub(crate) async fn list_after(&self, folder: &str, after: &str) -> Result<Vec<Entry>> {
+        let (prefix, offset) = (path(folder)?, path(after)?);
+        self.collect(folder, self.inner.list_with_offset(Some(&prefix), &offset)).await
+    }
+
+    async fn collect(
+        &self,
+        folder: &str,
+        listing: futures::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>>,
+    ) -> Result<Vec<Entry>> {
+        let mut entries: Vec<Entry> = listing
+            .map_ok(|meta| Entry { key: meta.location.to_string(), size: meta.size })
+            .try_collect()
+            .await
+            .map_err(|error| Error::store("list", folder, &error))?;
+        entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        Ok(entries)
+    }
+
+    /// Names of the folders directly in a folder, sorted.
+    pub(crate) async fn folders(&self, folder: &str) -> Result<Vec<String>> {
+        let found = self.inner.list_with_delimiter(Some(&path(folder)?)).await;
+        let found = found.map_err(|error| Error::store("list", folder, &error))?;
+        let mut names: Vec<_> =
+            found.common_prefixes.iter().filter_map(|prefix| Some(prefix.filename()?.to_owned())).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+}
+
+fn missing_as_none(error: Error) -> Result<Option<Bytes>> {
+    if error.is_missing() { Ok(None) } else { Err(error) }
+}

@@ -1,0 +1,233 @@
+//! Writing a framed object: at once when it is small, in parts of bounded memory when it is not.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use hindsight_format::{FORMAT_VERSION, FrameEntry, LogSummary, ObjectKind};
+use object_store::{MultipartUpload, PutPayload};
+use tokio::task::JoinSet;
+
+use crate::error::{Error, Result};
+use crate::frames::{EncodedFrame, encode_footer, footer_of, header};
+use crate::store::Store;
+
+/// Parts that are uploaded at the same time.
+const PARTS_IN_FLIGHT: usize = 2;
+/// Parts that a store takes for one object (Amazon S3, "Multipart upload limits").
+const MAX_PARTS: u64 = 10_000;
+
+/// How large the parts are. Some stores want all parts but the last to be of one size, so the size
+/// stays the same up to 31 GiB; then it doubles every 1,000 parts, which makes about 1 TiB.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartSizes {
+    pub(crate) first: usize,
+    pub(crate) equal: u64,
+    pub(crate) step: u64,
+}
+
+impl Default for PartSizes {
+    fn default() -> Self {
+        Self { first: 8 << 20, equal: 4_000, step: 1_000 }
+    }
+}
+
+impl PartSizes {
+    fn of(&self, part: u64) -> usize {
+        let doublings = (part + self.step).saturating_sub(self.equal) / self.step;
+        self.first << doublings.min(6)
+    }
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenObject {
+    /// Bytes stored, header and footer included.
+    pub stored_bytes: u64,
+    /// Bytes before compression.
+    pub raw_bytes: u64,
+    /// BLAKE3 (hex) of the footer.
+    pub footer_blake3: String,
+    /// Number of frames.
+    pub frames: u64,
+}
+
+/// Writes one object frame by frame. Nothing is visible under its key before
+/// [`ObjectWriter::finish`] has succeeded; a writer that is dropped leaves nothing.
+#[derive(Debug)]
+pub struct ObjectWriter {
+    store: Store,
+    key: String,
+    kind: ObjectKind,
+    sizes: PartSizes,
+    frames: Vec<FrameEntry>,
+    raw_bytes: u64,
+    stored_bytes: u64,
+    buffer: VecDeque<Bytes>,
+    buffered: usize,
+    parts: u64,
+    upload: Option<Box<dyn MultipartUpload>>,
+    in_flight: JoinSet<object_store::Result<()>>,
+}
+
+impl ObjectWriter {
+    pub(crate) fn new(store: Store, key: String, kind: ObjectKind, sizes: PartSizes) -> Self {
+        let mut writer = Self {
+            store,
+            key,
+            kind,
+            sizes,
+            frames: Vec::new(),
+            raw_bytes: 0,
+            stored_bytes: 0,
+            buffer: VecDeque::new(),
+            buffered: 0,
+            parts: 0,
+            upload: None,
+            in_flight: JoinSet::new(),
+        };
+        writer.push(Bytes::copy_from_slice(&header(kind, FORMAT_VERSION)));
+        writer
+    }
+
+    /// Key of the object.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Bytes written up to now, header included.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
+    }
+
+    /// Bytes before compression, up to now.
+    pub fn raw_bytes(&self) -> u64 {
+        self.raw_bytes
+    }
+
+    /// Adds a frame. Waits when the store is slower than the caller.
+    pub async fn write(&mut self, frame: EncodedFrame) -> Result<()> {
+        self.raw_bytes += u64::from(frame.entry.raw_len);
+        self.frames.push(frame.entry);
+        self.push(frame.stored);
+        self.send_full_parts().await
+    }
+
+    /// Writes the footer and makes the object visible, all at once.
+    pub async fn finish(mut self, log: Option<LogSummary>) -> Result<WrittenObject> {
+        let footer = footer_of(&self.key, self.kind, std::mem::take(&mut self.frames), log);
+        let frames = footer.frames.len() as u64;
+        let (bytes, footer_blake3) = encode_footer(&footer)?;
+        self.push(bytes.into());
+        self.send_full_parts().await?;
+        if self.upload.is_none() {
+            let payload = self.take(self.buffered);
+            self.store.put(&self.key, payload).await?;
+        } else {
+            if self.buffered > 0 {
+                self.send_part(self.buffered).await?;
+            }
+            while !self.in_flight.is_empty() {
+                self.wait_for_part().await?;
+            }
+            if let Some(upload) = &mut self.upload {
+                upload.complete().await.map_err(|error| Error::store("write", &self.key, &error))?;
+            }
+            self.upload = None;
+        }
+        Ok(WrittenObject { stored_bytes: self.stored_bytes, raw_bytes: self.raw_bytes, footer_blake3, frames })
+    }
+
+    /// Gives up, and waits until what was uploaded is cleared away.
+    pub async fn abort(mut self) {
+        self.in_flight.shutdown().await;
+        if let Some(mut upload) = self.upload.take()
+            && let Err(error) = upload.abort().await
+        {
+            tracing::debug!(key = %self.key, %error, "an upload could not be aborted");
+        }
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        self.stored_bytes += bytes.len() as u64;
+        self.buffered += bytes.len();
+        self.buffer.push_back(bytes);
+    }
+
+    async fn send_full_parts(&mut self) -> Result<()> {
+        while self.buffered >= self.sizes.of(self.parts) {
+            self.send_part(self.sizes.of(self.parts)).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_part(&mut self, length: usize) -> Result<()> {
+        if self.parts >= MAX_PARTS {
+            return Err(Error::Refused(format!(
+                "{} grows beyond the {MAX_PARTS} parts that a store takes for one object",
+                self.key
+            )));
+        }
+        while self.in_flight.len() >= PARTS_IN_FLIGHT {
+            self.wait_for_part().await?;
+        }
+        let payload = self.take(length);
+        self.parts += 1;
+        let upload = match &mut self.upload {
+            Some(upload) => upload,
+            None => self.upload.insert(self.store.upload(&self.key).await?),
+        };
+        self.in_flight.spawn(upload.put_part(payload));
+        Ok(())
+    }
+
+    async fn wait_for_part(&mut self) -> Result<()> {
+        match self.in_flight.join_next().await {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(Error::store("write", &self.key, &error)),
+            Some(Err(_)) => Err(Error::cut_off("write", &self.key)),
+        }
+    }
+
+    fn take(&mut self, length: usize) -> PutPayload {
+        let mut pieces = Vec::new();
+        let mut wanted = length;
+        while wanted > 0
+            && let Some(mut piece) = self.buffer.pop_front()
+        {
+            if piece.len() > wanted {
+                self.buffer.push_front(piece.split_off(wanted));
+            }
+            wanted -= piece.len();
+            pieces.push(piece);
+        }
+        self.buffered -= length - wanted;
+        pieces.into_iter().collect()
+    }
+}
+
+impl Drop for ObjectWriter {
+    /// Parts that were uploaded cost money in an object store until the upload is aborted.
+    fn drop(&mut self) {
+        self.in_flight.abort_all();
+        if let Some(mut upload) = self.upload.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move { upload.abort().await });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn parts_grow_late_and_reach_far() {
+        let sizes = PartSizes::default();
+        assert_eq!((sizes.of(0), sizes.of(2_999), sizes.of(3_999)), (8 << 20, 8 << 20, 8 << 20));
+        assert_eq!((sizes.of(4_000), sizes.of(9_999)), (16 << 20, 512 << 20));
+        let most: u64 = (0..MAX_PARTS).map(|part| sizes.of(part) as u64).sum();
+        assert!(most > 1_000 << 30, "{most}");
+    }
+}
