@@ -13,11 +13,13 @@
 //!   a given second.
 
 mod chains;
+mod footing;
 mod history;
 mod log;
 mod merge;
 mod plan;
 mod refusal;
+mod refuse;
 mod time;
 mod timeline;
 

@@ -1,10 +1,14 @@
 //! Restore plans: exactly what is read for a restore, decided before anything is touched.
 
-use hindsight_format::{SliceName, SnapshotManifest, StoredSlice};
+use hindsight_format::{Point, SliceName, SnapshotManifest, StoredSlice};
 use jiff::Timestamp;
 
+use crate::footing::{Foothold, Footing, Ground, rank};
 use crate::history::History;
+use crate::log::Log;
 use crate::refusal::Refusal;
+use crate::refuse::{refuse, refuse_base, selective, unknown_snapshot};
+use crate::timeline::Timeline;
 
 /// What to restore to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,8 +76,166 @@ pub struct StreamPlan {
 
 /// What to read to restore `target`, from the base snapshot named `base` or else the newest fit one.
 ///
-/// `now` only serves to tell a target in the future from one that is not captured yet.
+/// The newest fit base is the latest full snapshot with all that it holds before the target and an
+/// unbroken log from there to it, in the newest epoch that has one. `base` may name any snapshot
+/// that fits, a selective one too. `now` only serves to tell a target in the future from one that
+/// is not captured yet.
+///
+/// # Errors
+/// A [`Refusal`] that says why not, and what can be restored instead.
 pub fn plan(history: &History, target: &Target, base: Option<&str>, now: Timestamp) -> Result<RestorePlan, Refusal> {
-    let _ = (history, target, base, now);
-    Err(Refusal::NoSnapshots)
+    let named = base.map(|name| find(history, name)).transpose()?;
+    let ground = Ground::new(history);
+    let aim = match target {
+        Target::Snapshot(name) => {
+            let snapshot = find(history, name)?;
+            return match named {
+                Some(other) if other.id != snapshot.id => {
+                    Err(Refusal::TwoBases { snapshot: name.clone(), base: other.id.clone() })
+                }
+                _ => Ok(assemble(history, &ground, snapshot, None)),
+            };
+        }
+        Target::Latest => return latest(history, &ground, named),
+        Target::Before(time) => Aim::Before(*time),
+        Target::Through { time, order } => Aim::Through { time: *time, order },
+    };
+
+    // Footings are sorted by epoch, then oldest first.
+    let newest = ground.full().rev().find(|footing| aim.is_reached_from(footing));
+    let fit = match named {
+        None => newest,
+        Some(named) => ground.footings.iter().find(|f| f.snapshot.id == named.id && aim.is_reached_from(f)),
+    };
+    if let Some(footing) = fit {
+        return Ok(assemble(history, &ground, footing.snapshot, Some((footing, aim))));
+    }
+    Err(match named {
+        Some(named) => refuse_base(history, &ground, aim, named, newest, now),
+        None => refuse(history, &ground, aim, now),
+    })
+}
+
+fn find<'a>(history: &'a History, name: &str) -> Result<&'a SnapshotManifest, Refusal> {
+    history.snapshot(name).ok_or_else(|| unknown_snapshot(history, name))
+}
+
+/// A point of history to restore to, as it compares with the points of one stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Aim<'a> {
+    Before(Timestamp),
+    Through { time: Timestamp, order: &'a str },
+}
+
+impl Aim<'_> {
+    /// When it is.
+    pub(crate) fn time(self) -> Timestamp {
+        match self {
+            Self::Before(time) | Self::Through { time, .. } => time,
+        }
+    }
+
+    /// Whether a base that is consistent at `point` may hold more than is wanted.
+    pub(crate) fn is_too_early_for(self, point: &Point) -> bool {
+        match self {
+            Self::Before(time) => point.time >= time,
+            Self::Through { order, .. } => point.position.order() > order,
+        }
+    }
+
+    /// Whether a log that is captured up to `point` holds all that is wanted.
+    fn is_captured_at(self, point: &Point) -> bool {
+        match self {
+            Self::Before(time) => point.time >= time,
+            Self::Through { order, .. } => point.position.order() >= order,
+        }
+    }
+
+    /// Whether a base, and an unbroken log from it, lead here.
+    pub(crate) fn is_reached_from(self, footing: &Footing<'_>) -> bool {
+        footing.streams.iter().all(|hold| !self.is_too_early_for(hold.start) && self.is_captured_at(hold.end))
+    }
+
+    fn cut(self) -> Cut {
+        match self {
+            Self::Before(time) => Cut::Before(time),
+            Self::Through { order, .. } => Cut::Through { order: order.to_owned() },
+        }
+    }
+
+    /// The slices with which to go on from a foothold, up to the one that holds the cut. (A slice
+    /// holds what comes after its start, so that none is needed after the first one that ends at
+    /// the time aimed at or later.)
+    fn slices(self, log: &Log<'_>, hold: &Foothold<'_>) -> Vec<StoredSlice> {
+        let mut slices = Vec::new();
+        let mut captured = self.is_captured_at(hold.start);
+        for index in hold.entry.into_iter().flat_map(|entry| log.path(entry)) {
+            if captured {
+                break;
+            }
+            slices.push(log.slices()[index].clone());
+            captured = self.is_captured_at(&log.slices()[index].name.end);
+        }
+        slices
+    }
+}
+
+/// The last state that can be restored, in the newest epoch that has a base.
+fn latest(history: &History, ground: &Ground<'_>, named: Option<&SnapshotManifest>) -> Result<RestorePlan, Refusal> {
+    let key = |footing: &&Footing<'_>| (footing.snapshot.epoch, rank(footing.end).0, rank(footing.end).1.to_owned());
+    let best = match named {
+        Some(named) => ground.footings.iter().find(|footing| footing.snapshot.id == named.id),
+        // Of several that lead there the last one, which is the newest.
+        None => ground.full().max_by_key(key),
+    };
+    let Some(footing) = best else {
+        return Err(match (named, ground.footings.iter().max_by_key(key)) {
+            (None, Some(footing)) => selective(footing.snapshot, footing.end.time),
+            _ => Refusal::NoSnapshots,
+        });
+    };
+    let aim = match footing.streams.as_slice() {
+        [only] if only.entry.is_some() => Some(Aim::Through { time: only.end.time, order: only.end.position.order() }),
+        // Positions of several streams do not compare, their times do.
+        _ => footing.seconds().map(|(_, to)| Aim::Before(to)),
+    };
+    Ok(assemble(history, ground, footing.snapshot, aim.map(|aim| (footing, aim))))
+}
+
+/// The plan for `base` as it is, or for going on from it along the log.
+fn assemble(
+    history: &History,
+    ground: &Ground<'_>,
+    base: &SnapshotManifest,
+    onward: Option<(&Footing<'_>, Aim<'_>)>,
+) -> RestorePlan {
+    let log = |stream: &str| -> Vec<StoredSlice> {
+        let Some((footing, aim)) = onward else { return Vec::new() };
+        let hold = footing.streams.iter().find(|hold| hold.stream == stream);
+        let found = hold.zip(ground.logs.get(&(base.epoch, stream)));
+        found.map(|(hold, log)| aim.slices(log, hold)).unwrap_or_default()
+    };
+    let streams: Vec<_> = base
+        .streams
+        .iter()
+        .map(|(stream, part)| StreamPlan { stream: stream.clone(), own: part.slices.clone(), log: log(stream) })
+        .collect();
+    RestorePlan {
+        base: base.clone(),
+        epoch: base.epoch,
+        cut: onward.map_or(Cut::AtSnapshotEnd, |(_, aim)| aim.cut()),
+        log_bytes: streams.iter().flat_map(|plan| &plan.log).map(|slice| slice.stored_bytes).sum(),
+        data_bytes: base.totals.stored_bytes,
+        range: range_around(history, ground, base),
+        streams,
+    }
+}
+
+/// The range that rests on `base`; a selective snapshot has one of its own.
+fn range_around(history: &History, ground: &Ground<'_>, base: &SnapshotManifest) -> Option<(Timestamp, Timestamp)> {
+    let timeline = Timeline::of(history, ground);
+    match timeline.ranges.into_iter().find(|range| range.bases.contains(&base.id)) {
+        Some(range) => range.from.zip(range.to),
+        None => ground.footings.iter().find(|footing| footing.snapshot.id == base.id)?.seconds(),
+    }
 }
