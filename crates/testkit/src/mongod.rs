@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use mongodb::Client;
 use rand::RngExt as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
@@ -122,7 +122,8 @@ impl Mongod {
         child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Kills the process as a crash would (SIGKILL). Nothing happens if it doesn't run.
+    /// Kills the process as a crash would (SIGKILL): writes that were not journaled are lost, which before 5.0 means those
+    /// without write concern `majority`. Nothing happens if it doesn't run.
     pub fn kill9(&self) {
         if let Some(mut child) = self.child().take() {
             // The only failure of these is a child that is gone already.
@@ -141,6 +142,8 @@ impl Mongod {
             return Ok(());
         }
         self.signal(Signal::TERM)?;
+        // A frozen process can't end.
+        self.signal(Signal::CONT)?;
         let begun = Instant::now();
         while self.is_running() {
             if begun.elapsed() > PATIENCE {
@@ -272,7 +275,7 @@ struct Port {
 
 impl Port {
     fn take() -> Result<Self> {
-        let folder = std::env::temp_dir().join("hindsight-ports");
+        let folder = std::env::temp_dir().join(format!("hindsight-ports-{}", getuid().as_raw()));
         fs::create_dir_all(&folder)?;
         for _ in 0..1000 {
             let number = rand::rng().random_range(PORTS);

@@ -48,8 +48,8 @@ impl ReplicaSetBuilder {
         self
     }
 
-    /// Size of the oplog in MB (the server's own choice by default). The server accepts no less than 990, but obeys
-    /// smaller sizes given at start.
+    /// Size of the oplog in MB; the server's own choice by default. Sizes below the 990 that `replSetResizeOplog` asks for
+    /// are fine here.
     pub fn oplog_mb(mut self, mb: u32) -> Self {
         self.mongod.oplog_mb = Some(mb);
         self
@@ -96,15 +96,13 @@ impl ReplicaSetBuilder {
             quick_client(&set.member(primary).uri(), None)
                 .await?
                 .database("admin")
-                .run_command(doc! {
-                    "createUser": ROOT_USER,
-                    "pwd": ROOT_PASSWORD,
-                    "roles": ["root"],
-                    "writeConcern": {"w": "majority"},
-                })
+                .run_command(doc! {"createUser": ROOT_USER, "pwd": ROOT_PASSWORD, "roles": ["root"]})
                 .await?;
         }
         set.wait_members().await?;
+        if self.auth {
+            set.wait_login().await?;
+        }
         Ok(set)
     }
 
@@ -238,19 +236,21 @@ impl ReplicaSet {
         }
     }
 
-    /// Waits until every member that runs is primary, secondary or arbiter.
+    /// Waits until every member that runs is primary, secondary or arbiter, and just one of them thinks that it is primary.
     ///
     /// # Errors
     /// When that takes more than a minute.
     pub async fn wait_members(&self) -> Result<()> {
-        let ready = |hello: &Document| {
-            ["isWritablePrimary", "secondary", "arbiterOnly"].iter().any(|state| hello.get_bool(state).unwrap_or(false))
-        };
+        let is = |hello: &Document, state| hello.get_bool(state).unwrap_or(false);
+        let writable = |hello: &Document| is(hello, "isWritablePrimary");
+        let ready = |hello: &Document| writable(hello) || is(hello, "secondary") || is(hello, "arbiterOnly");
         let begun = Instant::now();
         loop {
             let hellos = self.hellos().await;
             let mut members = self.members.iter().zip(&hellos);
-            if members.all(|(member, hello)| !member.is_running() || hello.as_ref().is_some_and(ready)) {
+            if members.all(|(member, hello)| !member.is_running() || hello.as_ref().is_some_and(ready))
+                && hellos.iter().flatten().filter(|hello| writable(hello)).count() == 1
+            {
                 return Ok(());
             }
             if begun.elapsed() > PATIENCE {
@@ -279,6 +279,24 @@ impl ReplicaSet {
             })
             .await?;
         self.wait_primary().await
+    }
+
+    /// Waits until the first user has come to all members but arbiters, which have no users.
+    async fn wait_login(&self) -> Result<()> {
+        let begun = Instant::now();
+        for (index, hello) in self.hellos().await.iter().enumerate() {
+            if hello.as_ref().is_some_and(|hello| hello.get_bool("arbiterOnly").unwrap_or(false)) {
+                continue;
+            }
+            let admin = self.direct_client(index).await?.database("admin");
+            while let Err(error) = admin.run_command(doc! {"ping": 1}).await {
+                if begun.elapsed() > PATIENCE {
+                    return Err(error).context("the first user can't log in");
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
     }
 
     fn addresses(&self) -> String {

@@ -71,8 +71,8 @@ async fn database(database: &Database) -> Result<BTreeMap<String, CollectionStat
 }
 
 async fn indexes(database: &Database, name: &str) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
-    // With this flag an index that is being built comes as `{spec: {...}, buildUUID: ...}`, and can be told from the
-    // finished ones, which come as they are. 7.1 and later know another flag, but still this one.
+    // With this flag an index that is being built comes as `{spec: {...}, buildUUID: ...}` (4.4 to 6.0, tried), and can be
+    // told from the finished ones, which come as they are.
     let command = doc! {"listIndexes": name, "includeBuildUUIDs": true};
     let mut indexes = BTreeMap::new();
     for index in command_cursor(database, command).await? {
