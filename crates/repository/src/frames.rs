@@ -277,3 +277,6 @@ pub(crate) fn footer_of(
 ) -> Footer {
     Footer { format: FORMAT_VERSION, kind, key: key.to_owned(), frames, log }
 }
+
+#[cfg(test)]
+mod tests;

@@ -372,3 +372,6 @@ impl Shared {
         self.cluster.repository().store().delete_all(keys).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,16 +26,16 @@ pub async fn merge_slices(
     level: i32,
 ) -> Result<StoredSlice> {
     check_name(stream, "stream name")?;
-    let (first, last) = match parts {
-        [] => return Err(Error::Refused("there are no slices to merge".to_owned())),
-        [only] => return Ok(only.clone()),
-        [first, .., last] => (first, last),
-    };
     for part in parts {
         if (part.stream.as_str(), part.epoch) != (stream, epoch) {
             return Err(Error::Refused(format!("the slice {} belongs to another stream or epoch", part.name)));
         }
     }
+    let (first, last) = match parts {
+        [] => return Err(Error::Refused("there are no slices to merge".to_owned())),
+        [only] => return Ok(only.clone()),
+        [first, .., last] => (first, last),
+    };
     for pair in parts.windows(2) {
         if let [before, next] = pair
             && before.name.end != next.name.start

@@ -1,0 +1,106 @@
+//! What the tests of the repository share.
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod moody;
+
+use futures::TryStreamExt;
+use hindsight_format::{
+    LogSummary, ObjectKind, Point, Position, SliceName, SnapshotKind, SnapshotManifest, SnapshotSource, SnapshotTotals,
+    StoredSlice,
+};
+use hindsight_repository::{
+    ClusterRepository, ObjectReader, Repository, RepositorySpec, Result, WrittenObject, encode_frame,
+};
+use jiff::Timestamp;
+pub use moody::{Mood, MoodyStore};
+use rand::RngExt;
+use tempfile::TempDir;
+
+pub const NAMESPACE: &str = "shop.orders";
+
+pub async fn repository() -> (TempDir, Repository) {
+    let folder = tempfile::tempdir().unwrap();
+    let url = folder.path().join("repository").display().to_string();
+    let repository = Repository::open_or_create(&RepositorySpec::new(url)).await.unwrap();
+    (folder, repository)
+}
+
+pub async fn cluster() -> (TempDir, ClusterRepository) {
+    let (folder, repository) = repository().await;
+    let cluster = repository.cluster("rs0").unwrap();
+    (folder, cluster)
+}
+
+/// The file of a key in a repository made by [`repository`].
+pub fn file(folder: &TempDir, key: &str) -> std::path::PathBuf {
+    folder.path().join("repository").join(key)
+}
+
+/// Bytes that do not compress.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    rand::rng().fill(bytes.as_mut_slice());
+    bytes
+}
+
+pub fn point(second: i64) -> Point {
+    Point {
+        time: Timestamp::from_second(1_612_339_700 + second).unwrap(),
+        position: Position::new(format!("{:010}.0000000001", 1_612_339_700 + second), "7").unwrap(),
+    }
+}
+
+pub async fn write_object(cluster: &ClusterRepository, key: &str, frames: &[(Vec<u8>, u32)]) -> Result<WrittenObject> {
+    let mut writer = cluster.object_writer(key.to_owned(), ObjectKind::Data).await;
+    for (raw, segment) in frames {
+        writer.write(encode_frame(raw, 3, *segment)?).await?;
+    }
+    writer.finish(None).await
+}
+
+/// Writes the slice `(start, end]` with these frames, one record each.
+pub async fn write_slice(cluster: &ClusterRepository, start: i64, end: i64, frames: &[Vec<u8>]) -> StoredSlice {
+    let name = SliceName { start: point(start), end: point(end), fence: 1 };
+    let mut slice = StoredSlice { stream: "rs0".into(), epoch: 1, name, stored_bytes: 0 };
+    let mut writer = cluster.object_writer(cluster.slice_key(&slice), ObjectKind::Slice).await;
+    let mut log = LogSummary::starting_at(point(start));
+    for raw in frames {
+        log.count(NAMESPACE, "i", 1_612_339_700 + end);
+        writer.write(encode_frame(raw, 3, 0).unwrap()).await.unwrap();
+    }
+    log.end = point(end);
+    slice.stored_bytes = writer.finish(Some(log)).await.unwrap().stored_bytes;
+    slice
+}
+
+pub async fn read_raw(reader: &ObjectReader) -> Result<Vec<u8>> {
+    let mut raw = Vec::new();
+    let mut frames = reader.stream(|_| true, 2);
+    while let Some((_, bytes)) = frames.try_next().await? {
+        raw.extend_from_slice(&bytes);
+    }
+    Ok(raw)
+}
+
+pub fn manifest(id: &str) -> SnapshotManifest {
+    SnapshotManifest {
+        format: 1,
+        id: id.to_owned(),
+        engine: "mongodb".into(),
+        kind: SnapshotKind::Logical,
+        epoch: 1,
+        namespaces: Vec::new(),
+        started_at: Timestamp::UNIX_EPOCH,
+        finished_at: Timestamp::UNIX_EPOCH,
+        source: SnapshotSource {
+            member: "localhost:27017".into(),
+            role: "primary".into(),
+            server_version: "8.0.0".into(),
+            compatibility_version: None,
+        },
+        streams: Default::default(),
+        objects: Vec::new(),
+        totals: SnapshotTotals::default(),
+        created_by: "test".into(),
+    }
+}

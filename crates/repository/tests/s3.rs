@@ -1,0 +1,106 @@
+//! The same on S3.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use common::{manifest, noise, read_raw, write_object, write_slice};
+use hindsight_format::PutIfAbsent;
+use hindsight_repository::{
+    Acquired, DEFAULT_TTL, Error, FailureKind, Outcome, Repository, RepositorySpec, S3Options, merge_slices,
+};
+use hindsight_testkit::s3::{S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Server};
+
+fn spec(server: &S3Server, url: &str, secret: &str) -> RepositorySpec {
+    RepositorySpec {
+        url: url.to_owned(),
+        s3: S3Options {
+            endpoint: Some(server.endpoint()),
+            region: Some(S3_REGION.to_owned()),
+            access_key_id: Some(S3_ACCESS_KEY.to_owned()),
+            secret_access_key: Some(secret.into()),
+            ..S3Options::default()
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_in_a_bucket() {
+    let server = S3Server::start("backups").unwrap();
+    let spec = spec(&server, "s3://backups/team/a", S3_SECRET_KEY);
+    assert!(Repository::open(&spec).await.unwrap().is_none());
+    let repository = Repository::open_or_create(&spec).await.unwrap();
+    assert_eq!((repository.url(), repository.descriptor().put_if_absent), ("s3://backups/team/a", PutIfAbsent::Atomic));
+    let report = repository.check().await;
+    assert!(report.steps.iter().all(|step| step.outcome == Outcome::Ok), "{report:#?}");
+
+    let cluster = repository.cluster("rs0").unwrap();
+    let key = cluster.keys().snapshot_object("2021-02-03T08:08:36Z", "rs0/data");
+    let frames: Vec<_> = (0..14).map(|segment| (noise(2_000_000), segment)).collect();
+    write_object(&cluster, &key, &frames).await.unwrap();
+    let reader = cluster.object_reader(&key, None).await.unwrap();
+    assert!(read_raw(&reader).await.unwrap().chunks(2_000_000).eq(frames.iter().map(|(raw, _)| raw.as_slice())));
+    assert!(cluster.snapshots().await.unwrap().is_empty());
+    cluster.put_manifest(&manifest("2021-02-03T08:08:36Z")).await.unwrap();
+    assert!(matches!(
+        cluster.put_manifest(&manifest("2021-02-03T08:08:36Z")).await,
+        Ok(()) | Err(Error::Exists { .. })
+    ));
+    assert_eq!(cluster.snapshots().await.unwrap().len(), 1);
+    assert!(cluster.object_reader("clusters/rs0/none", None).await.unwrap_err().is_missing());
+
+    let mut parts = Vec::new();
+    for start in 0..4 {
+        parts.push(write_slice(&cluster, start, start + 1, &[vec![b'a' + u8::try_from(start).unwrap()]]).await);
+    }
+    assert_eq!(cluster.slices().await.unwrap(), parts);
+    assert_eq!(cluster.slices_from("rs0", 1, Some(&parts[1].name)).await.unwrap(), parts[2..]);
+    let merged = merge_slices(&cluster, "rs0", 1, &parts, 2, 3).await.unwrap();
+    assert_eq!(cluster.slices().await.unwrap(), [merged.clone()]);
+    assert_eq!(read_raw(&cluster.slice_reader(&merged).await.unwrap()).await.unwrap(), b"abcd");
+
+    let operation = || hindsight_format::Operation {
+        kind: hindsight_format::OperationKind::Backup,
+        id: "x".into(),
+        detail: String::new(),
+    };
+    let tasks = (0..6).map(|_| cluster.acquire("operation", operation(), DEFAULT_TTL));
+    let acquired: Vec<_> = futures::future::join_all(tasks).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(acquired.iter().filter(|one| matches!(one, Acquired::Held(_))).count(), 1);
+
+    cluster.delete_snapshot("2021-02-03T08:08:36Z").await.unwrap();
+    assert!(cluster.snapshot_ids_in_use().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_in_a_bucket_is_named() {
+    let server = S3Server::start("backups").unwrap();
+    let repository = Repository::open_or_create(&spec(&server, "s3://backups/p", S3_SECRET_KEY)).await.unwrap();
+    let cluster = repository.cluster("rs0").unwrap();
+    let key = cluster.keys().snapshot_object("s", "data");
+    write_object(&cluster, &key, &[(noise(200_000), 0)]).await.unwrap();
+    let path = server.file("backups", &format!("p/{key}"));
+    let good = std::fs::read(&path).unwrap();
+    for length in [0, 10, 24, 100_000, good.len() - 1] {
+        std::fs::write(&path, &good[..length]).unwrap();
+        let error = cluster.object_reader(&key, None).await.unwrap_err();
+        assert!(matches!(&error, Error::Damaged { .. }), "{length}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_with_a_bucket_is_said_in_one_line_without_secrets() {
+    let server = S3Server::start("backups").unwrap();
+    let error = Repository::open(&spec(&server, "s3://backups", "wrong-secret-key")).await.unwrap_err();
+    let text = format!("{error} {error:?}");
+    assert!(matches!(&error, Error::Store { failure, .. } if failure.kind == FailureKind::Credentials), "{text}");
+    assert!(!text.contains("wrong-secret-key"), "{text}");
+
+    let error = Repository::open_or_create(&spec(&server, "s3://nowhere/x", S3_SECRET_KEY)).await.unwrap_err();
+    assert!(error.to_string().contains("does not exist") && !error.to_string().contains('\n'), "{error}");
+
+    let mut gone = spec(&server, "s3://backups", S3_SECRET_KEY);
+    gone.s3.endpoint = Some("http://127.0.0.1:1".to_owned());
+    let error = Repository::open(&gone).await.unwrap_err();
+    assert!(matches!(&error, Error::Store { failure, .. } if failure.kind == FailureKind::Unreachable), "{error}");
+    assert!(error.is_retryable() && error.to_string().contains("check the endpoint"), "{error}");
+}
