@@ -1,1 +1,138 @@
-//! hindsight-engine
+//! What a database has to offer so that Hindsight can protect it.
+//!
+//! An [`Engine`] knows one database: who it is, how to take a snapshot, how to follow its log, how
+//! to bring back a state. It does not know who calls it, nor what else is in the repository.
+//! Leases, epochs, settings and records are the business of the jobs above.
+
+mod error;
+mod log;
+mod progress;
+mod restore;
+
+use async_trait::async_trait;
+use hindsight_catalog::{RestorePlan, Target};
+use hindsight_format::{ClusterIdentity, Point, SnapshotManifest};
+use hindsight_repository::ClusterRepository;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+pub use error::{EngineError, FailureKind};
+pub use log::{LogBuffer, LogReader, LogStart};
+pub use progress::{Progress, Step};
+pub use restore::{NamespaceChange, Preview, Renaming, Selection, SelectionError};
+
+/// Result of an engine's work.
+pub type Result<T> = std::result::Result<T, EngineError>;
+
+/// One database cluster, reached over its own protocol.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// The restore point meant by `text` when it is no time but a position of this database
+    /// (MongoDB: `T,I`); none when it is not one.
+    fn parse_position(&self, text: &str) -> Option<Target>;
+
+    /// Who this is and how it is. Refuses what cannot be protected, saying why.
+    async fn probe(&self) -> Result<Probe>;
+
+    /// Takes a snapshot and stores all of it but the manifest, which is returned.
+    async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest>;
+
+    /// Starts to follow the log after `after`, or at its present end.
+    async fn open_log(&self, after: Option<&Point>) -> Result<LogStart>;
+
+    /// Everything that can be checked and told before a restore, without changing anything.
+    async fn prepare_restore(
+        &self,
+        source: &ClusterRepository,
+        plan: &RestorePlan,
+        selection: &Selection,
+    ) -> Result<Preview>;
+
+    /// Brings the data to the state that `plan` names. `preview` is what was shown before.
+    async fn restore(
+        &self,
+        job: &Job,
+        plan: &RestorePlan,
+        selection: &Selection,
+        preview: &Preview,
+        options: &RestoreOptions,
+    ) -> Result<hindsight_format::RestoreTotals>;
+}
+
+/// What every long job has: where it stores or reads, how it tells its progress, how it is stopped.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The cluster's part of the repository.
+    pub cluster: ClusterRepository,
+    /// Where progress is told.
+    pub progress: Progress,
+    /// Cancelled when the job must stop: asked to, or its lease was lost.
+    pub cancel: CancellationToken,
+}
+
+impl Job {
+    /// An error once the job was cancelled; called between the steps of long work.
+    pub fn check(&self) -> Result<()> {
+        if self.cancel.is_cancelled() { Err(EngineError::cancelled()) } else { Ok(()) }
+    }
+}
+
+/// What kind of snapshot to take.
+#[derive(Clone, Debug)]
+pub struct SnapshotRequest {
+    /// Its name.
+    pub id: String,
+    /// The epoch it belongs to.
+    pub epoch: u64,
+    /// Namespace patterns it is limited to; empty for all.
+    pub namespaces: Vec<String>,
+    /// zstd level.
+    pub compression_level: i32,
+    /// Readers at the same time; 0 lets the engine choose.
+    pub parallel: u32,
+}
+
+/// How to restore, where the user has a say.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// Connections that write at the same time; 0 lets the engine choose.
+    pub parallel: u32,
+    /// Bytes of memory for the folded log before it spills to disk.
+    pub fold_memory: usize,
+    /// Folder for what spills.
+    pub scratch: std::path::PathBuf,
+}
+
+/// What an engine found out about its cluster.
+#[derive(Clone, Debug, Serialize)]
+pub struct Probe {
+    /// Name of the engine.
+    pub engine: &'static str,
+    /// Which cluster it is.
+    pub identity: ClusterIdentity,
+    /// The name it has by itself, used where the user gave none.
+    pub natural_name: String,
+    /// Its streams.
+    pub streams: Vec<String>,
+    /// Server version.
+    pub version: String,
+    /// Its members.
+    pub members: Vec<Member>,
+    /// The end of what is safely committed.
+    pub head: Point,
+    /// The oldest point that its own log still holds.
+    pub log_start: Point,
+}
+
+/// A member of a cluster.
+#[derive(Clone, Debug, Serialize)]
+pub struct Member {
+    /// Host and port.
+    pub host: String,
+    /// What it is, such as `primary`.
+    pub role: String,
+    /// Whether it answers and is up to date.
+    pub healthy: bool,
+    /// Seconds behind the primary, where known.
+    pub lag_secs: Option<i64>,
+}

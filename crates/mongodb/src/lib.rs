@@ -1,1 +1,132 @@
-//! hindsight-mongodb
+//! MongoDB replica sets: snapshots, the oplog, restores.
+//!
+//! - [`oplog`] reads entries, puts transactions together, applies updates, follows a live oplog;
+//! - `snapshot` dumps, with the piece of oplog that makes the dump consistent;
+//! - `fold` turns a base and the log after it into what exists at a restore point;
+//! - `restore` streams the base, merged with the fold, into a server that only sees inserts.
+
+mod cluster;
+mod failure;
+mod fold;
+mod namespace;
+pub mod oplog;
+mod optime;
+mod restore;
+mod snapshot;
+
+use async_trait::async_trait;
+use hindsight_catalog::{RestorePlan, Target};
+use hindsight_engine::{
+    Engine, EngineError, Job, LogStart, Preview, Probe, RestoreOptions, Result, Selection, SnapshotRequest,
+};
+use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
+use hindsight_repository::ClusterRepository;
+
+use cluster::{Cluster, progress};
+use oplog::reader::{self, Opened, OplogReader};
+use optime::Optime;
+
+/// Name of the engine in everything stored.
+pub const NAME: &str = "mongodb";
+
+/// A MongoDB replica set, by its connection string.
+pub struct MongoEngine {
+    uri: String,
+}
+
+impl MongoEngine {
+    /// Whether a connection string is for this engine.
+    pub fn accepts(uri: &str) -> bool {
+        uri.starts_with("mongodb://") || uri.starts_with("mongodb+srv://")
+    }
+
+    /// An engine for `uri`; nothing is connected yet.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self { uri: uri.into() }
+    }
+
+    async fn cluster(&self) -> Result<Cluster> {
+        Cluster::connect(&self.uri).await
+    }
+}
+
+#[async_trait]
+impl Engine for MongoEngine {
+    fn parse_position(&self, text: &str) -> Option<Target> {
+        let (secs, inc) = text.split_once(',')?;
+        let (secs, inc): (u32, u32) = (secs.trim().parse().ok()?, inc.trim().parse().ok()?);
+        let time = jiff::Timestamp::from_second(secs.into()).ok()?;
+        Some(Target::Through { time, order: Optime::order_text(secs, inc) })
+    }
+
+    async fn probe(&self) -> Result<Probe> {
+        let cluster = self.cluster().await?;
+        let head = progress(&cluster.client).await?.committed.point()?;
+        let log_start = reader::oldest(&cluster.client).await?.point()?;
+        Ok(Probe {
+            engine: NAME,
+            members: cluster.members(),
+            identity: cluster.identity,
+            natural_name: cluster.set_name.clone(),
+            streams: vec![cluster.set_name],
+            version: cluster.version,
+            head,
+            log_start,
+        })
+    }
+
+    async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
+        snapshot::take(&self.cluster().await?, job, request).await
+    }
+
+    async fn open_log(&self, after: Option<&Point>) -> Result<LogStart> {
+        let source = self.cluster().await?.source().await?;
+        let after = match after {
+            Some(point) => Optime::from_point(point)?,
+            None => source.progress().await?.committed,
+        };
+        Ok(match OplogReader::open(&source.client, after).await? {
+            Opened::Continues(reader) => LogStart::Continues(Box::new(reader)),
+            Opened::Lost(cause) => LogStart::Lost { cause },
+        })
+    }
+
+    async fn prepare_restore(
+        &self,
+        source: &ClusterRepository,
+        plan: &RestorePlan,
+        selection: &Selection,
+    ) -> Result<Preview> {
+        restore::prepare(&self.cluster().await?, source, plan, selection).await
+    }
+
+    async fn restore(
+        &self,
+        job: &Job,
+        plan: &RestorePlan,
+        selection: &Selection,
+        _preview: &Preview,
+        options: &RestoreOptions,
+    ) -> Result<RestoreTotals> {
+        restore::run(&self.cluster().await?, job, plan, selection, options).await
+    }
+}
+
+/// Where the log of `plan` ends.
+pub(crate) fn cut(plan: &RestorePlan) -> Result<fold::Cut> {
+    Ok(match &plan.cut {
+        hindsight_catalog::Cut::AtSnapshotEnd => fold::Cut::Nowhere,
+        hindsight_catalog::Cut::Before(time) => {
+            // Whole seconds: nothing of the second of T itself, and nothing after it.
+            let ceiling = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
+            fold::Cut::Before(u32::try_from(ceiling).map_err(|_| EngineError::damaged(format!("{time} is no time of an oplog")))?)
+        }
+        hindsight_catalog::Cut::Through { order } => {
+            let parse = || {
+                let (secs, inc) = order.split_once('.')?;
+                Some(fold::Cut::Through(secs.parse().ok()?, inc.parse().ok()?))
+            };
+            parse().ok_or_else(|| EngineError::damaged(format!("{order} is no position of an oplog")))?
+        }
+    })
+}

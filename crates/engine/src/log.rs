@@ -1,0 +1,87 @@
+//! Following a log.
+
+use async_trait::async_trait;
+use hindsight_format::{LogSummary, ObjectKind, Point};
+use hindsight_repository::{ClusterRepository, FRAME_TARGET, WrittenObject, encode_frame};
+
+use crate::{EngineError, FailureKind, Result};
+
+/// How following a log begins.
+pub enum LogStart {
+    /// The log goes on right after the point asked for.
+    Continues(Box<dyn LogReader>),
+    /// The log no longer holds that point, or holds another history there.
+    Lost {
+        /// One sentence for people.
+        cause: String,
+    },
+}
+
+/// A log that is being followed. Only what can never be rolled back is delivered.
+#[async_trait]
+pub trait LogReader: Send {
+    /// Appends what comes next, as soon as something comes; returns with nothing new after about a
+    /// second, so that the caller can look after other things.
+    async fn read(&mut self, buffer: &mut LogBuffer) -> Result<()>;
+}
+
+/// Log records on their way to a slice.
+#[derive(Debug)]
+pub struct LogBuffer {
+    raw: Vec<u8>,
+    /// Where frames end: between records, so that each can be read alone.
+    frame_ends: Vec<usize>,
+    /// What the records are, and the points between which they lie.
+    pub summary: LogSummary,
+    /// Whether there is anything else than signs of life.
+    pub substantial: bool,
+}
+
+impl LogBuffer {
+    /// An empty buffer for what follows `start`.
+    pub fn starting_at(start: Point) -> Self {
+        Self { raw: Vec::new(), frame_ends: Vec::new(), summary: LogSummary::starting_at(start), substantial: false }
+    }
+
+    /// Appends a record, as it will be stored.
+    pub fn push(&mut self, record: &[u8]) {
+        let begun = self.frame_ends.last().copied().unwrap_or(0);
+        if self.raw.len() - begun + record.len() > FRAME_TARGET && self.raw.len() > begun {
+            self.frame_ends.push(self.raw.len());
+        }
+        self.raw.extend_from_slice(record);
+    }
+
+    /// Bytes of records.
+    pub fn len(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.summary.start == self.summary.end
+    }
+
+    /// Takes what was read, leaving an empty buffer that goes on where it ends.
+    pub fn take(&mut self) -> Self {
+        let next = Self::starting_at(self.summary.end.clone());
+        std::mem::replace(self, next)
+    }
+
+    /// Stores the records as a slice under `key`. Nothing is lost when that fails: the buffer can
+    /// be stored again.
+    pub async fn store(&self, cluster: &ClusterRepository, key: String, level: i32) -> Result<WrittenObject> {
+        let mut writer = cluster.object_writer(key, ObjectKind::Slice).await;
+        let mut start = 0;
+        for end in self.frame_ends.iter().copied().chain([self.raw.len()]) {
+            let raw = self.raw.get(start..end).unwrap_or_default().to_vec();
+            start = end;
+            if raw.is_empty() {
+                continue;
+            }
+            let encoded = tokio::task::spawn_blocking(move || encode_frame(&raw, level, 0)).await;
+            writer.write(encoded.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??).await?;
+        }
+        Ok(writer.finish(Some(self.summary.clone())).await?)
+    }
+}

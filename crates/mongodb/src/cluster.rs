@@ -1,0 +1,250 @@
+//! The replica set: who it is, who is in it, whom to read from.
+
+use std::time::Duration;
+
+use bson::{Document, Timestamp, doc};
+use hindsight_engine::{EngineError, Member, Result};
+use hindsight_format::ClusterIdentity;
+use mongodb::Client;
+use mongodb::options::{ClientOptions, ServerAddress};
+
+use crate::failure::{driver, unsupported};
+use crate::optime::Optime;
+
+/// Seconds behind the primary with which a secondary is still read from.
+const MAX_LAG: i64 = 10;
+
+/// A connection to a replica set, through its present primary or whichever member the connection
+/// string names.
+#[derive(Clone, Debug)]
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    options: ClientOptions,
+    pub(crate) set_name: String,
+    pub(crate) identity: ClusterIdentity,
+    pub(crate) version: String,
+    pub(crate) compatibility_version: Option<String>,
+    members: Vec<Candidate>,
+}
+
+#[derive(Clone, Debug)]
+struct Candidate {
+    member: Member,
+    hidden: bool,
+    usable: bool,
+}
+
+/// A direct connection to one member.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) client: Client,
+    pub(crate) host: String,
+    pub(crate) role: String,
+}
+
+/// How far a member is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    /// The last entry that it has applied.
+    pub(crate) applied: Optime,
+    /// The last entry that it knows to be safe from rollback.
+    pub(crate) committed: Optime,
+}
+
+impl Cluster {
+    /// Connects, and refuses what is no replica set.
+    pub(crate) async fn connect(uri: &str) -> Result<Self> {
+        let doing = "connecting";
+        let mut options = ClientOptions::parse(uri).await.map_err(|e| driver(doing, e))?;
+        options.app_name.get_or_insert_with(|| "hindsight".to_owned());
+        options.server_selection_timeout.get_or_insert(Duration::from_secs(10));
+        options.connect_timeout.get_or_insert(Duration::from_secs(5));
+        let client = Client::with_options(options.clone()).map_err(|e| driver(doing, e))?;
+        let admin = client.database("admin");
+        let hello = admin.run_command(doc! {"hello": 1}).await.map_err(|e| driver(doing, e))?;
+        if hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid") {
+            return Err(unsupported(
+                "this is a mongos, the router of a sharded cluster",
+                "sharded clusters cannot be protected as a whole: connect to a replica set",
+            ));
+        }
+        let Ok(set_name) = hello.get_str("setName") else {
+            return Err(unsupported(
+                "this mongod is not part of a replica set, so it has no oplog",
+                "start mongod with --replSet rs0, and run rs.initiate() once (one member is enough)",
+            ));
+        };
+        let run = |command: Document| {
+            let admin = admin.clone();
+            async move {
+                let doing = format!("asking for {}", command.keys().next().map_or("", String::as_str));
+                admin.run_command(command).await.map_err(|e| driver(&doing, e))
+            }
+        };
+        let config = run(doc! {"replSetGetConfig": 1}).await?;
+        let status = run(doc! {"replSetGetStatus": 1}).await?;
+        let build = run(doc! {"buildInfo": 1}).await?;
+        let fcv = run(doc! {"getParameter": 1, "featureCompatibilityVersion": 1}).await.ok();
+        let config = config.get_document("config").map_err(|e| odd("replSetGetConfig", &e))?;
+        let id = config
+            .get_document("settings")
+            .and_then(|settings| settings.get_object_id("replicaSetId"))
+            .map_err(|e| odd("replSetGetConfig", &e))?;
+        Ok(Self {
+            set_name: set_name.to_owned(),
+            identity: ClusterIdentity { engine: crate::NAME.to_owned(), id: id.to_hex() },
+            version: build.get_str("version").map_err(|e| odd("buildInfo", &e))?.to_owned(),
+            compatibility_version: fcv
+                .as_ref()
+                .and_then(|d| d.get_document("featureCompatibilityVersion").ok()?.get_str("version").ok())
+                .map(str::to_owned),
+            members: candidates(config, &status),
+            options,
+            client,
+        })
+    }
+
+    /// Its members.
+    pub(crate) fn members(&self) -> Vec<Member> {
+        self.members.iter().map(|candidate| candidate.member.clone()).collect()
+    }
+
+    /// Its hosts.
+    pub(crate) fn hosts(&self) -> String {
+        let hosts: Vec<_> = self.members.iter().map(|c| c.member.host.as_str()).collect();
+        format!("{}/{}", self.set_name, hosts.join(","))
+    }
+
+    /// A connection to the member that is best read from: a hidden secondary, another secondary,
+    /// the primary. One that is named by a direct connection string is taken as it is.
+    pub(crate) async fn source(&self) -> Result<Source> {
+        if self.options.direct_connection == Some(true) {
+            let host = self.options.hosts.first().map(ToString::to_string).unwrap_or_default();
+            let role = self.role_of(&host);
+            return Ok(Source { client: self.client.clone(), host, role });
+        }
+        let mut failure = None;
+        let mut order: Vec<_> = self.members.iter().filter(|c| c.usable).collect();
+        order.sort_by_key(|c| (c.member.role == "primary", !c.hidden, c.member.lag_secs));
+        for candidate in order {
+            match self.direct(&candidate.member.host).await {
+                Ok(client) => {
+                    let (host, role) = (candidate.member.host.clone(), candidate.member.role.clone());
+                    return Ok(Source { client, host, role });
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| {
+            unsupported(
+                format!("the replica set {} has no member that can be read from", self.set_name),
+                "see `status`: at least one member must be primary, or a secondary without delay",
+            )
+        }))
+    }
+
+    fn role_of(&self, host: &str) -> String {
+        self.members.iter().find(|c| c.member.host == host).map_or("member", |c| &c.member.role).to_owned()
+    }
+
+    async fn direct(&self, host: &str) -> Result<Client> {
+        let doing = format!("connecting to {host}");
+        let mut options = self.options.clone();
+        options.hosts = vec![ServerAddress::parse(host).map_err(|e| driver(&doing, e))?];
+        options.direct_connection = Some(true);
+        options.repl_set_name = None;
+        options.load_balanced = None;
+        options.server_selection_timeout = Some(Duration::from_secs(5));
+        let client = Client::with_options(options).map_err(|e| driver(&doing, e))?;
+        client.database("admin").run_command(doc! {"ping": 1}).await.map_err(|e| driver(&doing, e))?;
+        Ok(client)
+    }
+}
+
+impl Source {
+    /// How far this member is.
+    pub(crate) async fn progress(&self) -> Result<Progress> {
+        progress(&self.client).await
+    }
+}
+
+/// How far the member behind `client` is.
+pub(crate) async fn progress(client: &Client) -> Result<Progress> {
+    let hello = client.database("admin").run_command(doc! {"hello": 1}).await;
+    let hello = hello.map_err(|e| driver("asking how far the member is", e))?;
+    let write = hello.get_document("lastWrite").map_err(|e| odd("hello", &e))?;
+    Ok(Progress { applied: optime(write, "opTime")?, committed: optime(write, "majorityOpTime")? })
+}
+
+/// Waits until `optime` is safe from rollback on the member behind `client`.
+pub(crate) async fn wait_committed(client: &Client, optime: Optime) -> Result<()> {
+    let mut pause = Duration::from_millis(5);
+    let begun = std::time::Instant::now();
+    loop {
+        if progress(client).await?.committed >= optime {
+            return Ok(());
+        }
+        if begun.elapsed() > Duration::from_secs(120) {
+            return Err(EngineError::new(
+                hindsight_engine::FailureKind::Server,
+                format!("{optime} was not committed by a majority of the members within 2 minutes"),
+            )
+            .hint("see `status`: a majority of the members must be up and replicating"));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
+
+/// Reads an optime (`{ts, t}`) out of a reply.
+pub(crate) fn optime(holder: &Document, field: &str) -> Result<Optime> {
+    let found = holder.get_document(field).map_err(|e| odd(field, &e))?;
+    let ts: Timestamp = found.get_timestamp("ts").map_err(|e| odd(field, &e))?;
+    let term = found.get_i64("t").map_err(|e| odd(field, &e))?;
+    Ok(Optime::new(ts, term))
+}
+
+/// A reply that is not what servers send.
+pub(crate) fn odd(what: &str, error: &dyn std::fmt::Display) -> EngineError {
+    EngineError::new(hindsight_engine::FailureKind::Server, format!("the server's answer to {what} is not understood: {error}"))
+}
+
+fn candidates(config: &Document, status: &Document) -> Vec<Candidate> {
+    let list = |doc: &Document| -> Vec<Document> {
+        let members = doc.get_array("members").map(Vec::as_slice).unwrap_or_default();
+        members.iter().filter_map(|m| m.as_document().cloned()).collect()
+    };
+    let states = list(status);
+    let applied = |m: &Document| m.get_document("optime").and_then(|o| o.get_timestamp("ts")).map(|ts| i64::from(ts.time)).ok();
+    let newest = states.iter().filter_map(applied).max();
+    list(config)
+        .into_iter()
+        .map(|member| {
+            let host = member.get_str("host").unwrap_or_default().to_owned();
+            let flag = |name: &str| member.get_bool(name).unwrap_or(false);
+            let delay = ["secondaryDelaySecs", "slaveDelay"].iter().find_map(|name| number(&member, name)).unwrap_or(0);
+            let state = states.iter().find(|s| s.get_str("name").is_ok_and(|name| name == host));
+            let name = state.and_then(|s| s.get_str("stateStr").ok()).unwrap_or("unknown").to_lowercase();
+            let healthy = state.and_then(|s| number(s, "health")) == Some(1);
+            let lag = newest.zip(state.and_then(applied)).map(|(newest, mine)| newest - mine);
+            let serves = matches!(name.as_str(), "primary" | "secondary");
+            let usable = healthy && serves && delay == 0 && lag.is_some_and(|lag| lag <= MAX_LAG);
+            let role = match (flag("arbiterOnly"), flag("hidden"), delay) {
+                (true, ..) => "arbiter".to_owned(),
+                (_, _, 1..) => format!("{name}, delayed by {delay} s"),
+                (_, true, _) => format!("{name}, hidden"),
+                _ => name,
+            };
+            Candidate { member: Member { host, role, healthy, lag_secs: lag }, hidden: flag("hidden"), usable }
+        })
+        .collect()
+}
+
+fn number(doc: &Document, field: &str) -> Option<i64> {
+    match doc.get(field)? {
+        bson::Bson::Int32(n) => Some((*n).into()),
+        bson::Bson::Int64(n) => Some(*n),
+        bson::Bson::Double(n) => Some(*n as i64),
+        _ => None,
+    }
+}

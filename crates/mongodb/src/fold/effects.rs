@@ -1,0 +1,394 @@
+//! The net effect of the log on each document.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bson::RawDocument;
+use hindsight_engine::EngineError;
+
+use super::catalog::Catalog;
+use super::spill::{self, Spill};
+use crate::oplog::diff::{self, Update};
+use crate::oplog::docid::{canonical_key, raw_id};
+use crate::oplog::entry::{Op, Operation, Uuid, malformed, next_document};
+
+/// Bytes that an entry of the map costs besides key and value, about.
+const OVERHEAD: usize = 96;
+
+/// What the log does to one document in all.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    /// It is this in the end.
+    Document {
+        doc: Box<[u8]>,
+        /// Order of its insert among all inserts of the log; 0 when the log only replaces it, so
+        /// that it keeps the place it has in the base.
+        sequence: u64,
+        /// The base cannot have it: a delete leaves nothing to remember.
+        fresh: bool,
+        /// Handed out by the pass.
+        done: AtomicBool,
+    },
+    /// It is gone in the end.
+    Gone,
+    /// The base's document with these updates, one after the other.
+    Updates { run: Vec<u8>, last: usize },
+}
+
+impl Effect {
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::Document { doc, .. } => doc.len(),
+            Self::Gone => 0,
+            Self::Updates { run, .. } => run.capacity(),
+        }
+    }
+
+    fn document(doc: &[u8], sequence: u64, fresh: bool) -> Self {
+        Self::Document { doc: doc.into(), sequence, fresh, done: AtomicBool::new(false) }
+    }
+
+    /// What the two do one after the other.
+    pub(super) fn then(self, next: Self) -> Result<Self, EngineError> {
+        Ok(match (self, next) {
+            (Self::Document { sequence, .. }, Self::Document { doc, sequence: 0, .. }) => {
+                Self::document(&doc, sequence, false)
+            }
+            (Self::Gone, Self::Document { sequence: 0, .. } | Self::Updates { .. }) => Self::Gone,
+            (Self::Document { mut doc, sequence, fresh, done }, Self::Updates { run, .. }) => {
+                doc = updated(&doc, &run)?.into();
+                Self::Document { doc, sequence, fresh, done }
+            }
+            (Self::Updates { mut run, .. }, Self::Updates { run: more, last }) => {
+                let last = run.len() + last;
+                run.extend_from_slice(&more);
+                Self::Updates { run, last }
+            }
+            (_, next) => next,
+        })
+    }
+}
+
+/// `doc` after a run of updates.
+fn updated(doc: &[u8], mut run: &[u8]) -> Result<Vec<u8>, EngineError> {
+    let mut present = doc.to_vec();
+    let mut next = Vec::with_capacity(doc.len() + 64);
+    while let Some(update) = next_document(&mut run)? {
+        next.clear();
+        diff::apply(raw(&present)?, raw(update)?, &mut next).map_err(unappliable)?;
+        std::mem::swap(&mut present, &mut next);
+    }
+    Ok(present)
+}
+
+fn raw(bytes: &[u8]) -> Result<&RawDocument, EngineError> {
+    RawDocument::from_bytes(bytes).map_err(|e| EngineError::damaged(format!("unreadable document: {e}")))
+}
+
+fn unappliable(error: diff::UpdateError) -> EngineError {
+    EngineError::damaged(format!("an update of the log cannot be applied: {error}"))
+}
+
+/// Effects on one collection.
+#[derive(Debug, Default)]
+pub(super) struct Documents {
+    pub(super) effects: HashMap<Box<[u8]>, Effect>,
+    /// How often it was emptied; what is older than the last time does not count.
+    pub(super) emptied: u32,
+    pub(super) bytes: usize,
+}
+
+/// Effects on all collections, while the log is walked.
+pub(crate) struct Effects {
+    collections: HashMap<Uuid, Documents>,
+    sequence: u64,
+    bytes: usize,
+    budget: usize,
+    scratch: PathBuf,
+    spill: Option<Spill>,
+    key: Vec<u8>,
+}
+
+/// The key of the document of which `holder` is the document itself or its key document.
+fn key_of(holder: &[u8], key: &mut Vec<u8>) -> Result<(), EngineError> {
+    key.clear();
+    match raw_id(holder).map_err(malformed)? {
+        Some((kind, value)) => canonical_key(kind, value, key).map_err(malformed),
+        None => Err(EngineError::damaged("a write of the log names no _id")),
+    }
+}
+
+impl Effects {
+    pub(super) fn new(budget: usize, scratch: PathBuf) -> Self {
+        Self { collections: HashMap::new(), sequence: 0, bytes: 0, budget, scratch, spill: None, key: Vec::new() }
+    }
+
+    /// Takes an insert, update or delete. `consistent`: the base is complete without it, so that
+    /// what it inserts was not in the base.
+    pub(super) fn apply(&mut self, uuid: Uuid, operation: &Operation<'_>, consistent: bool) -> Result<(), EngineError> {
+        let holder = match operation.op {
+            Op::Update => operation.o2.ok_or_else(|| EngineError::damaged("an update of the log names no document"))?,
+            _ => operation.o,
+        };
+        let mut key = std::mem::take(&mut self.key);
+        key_of(holder, &mut key)?;
+        let documents = self.collections.entry(uuid).or_default();
+        let known = documents.effects.get_mut(key.as_slice());
+        let before = known.as_ref().map_or(0, |effect| effect.size());
+        let mut forget = false;
+        let new = match (operation.op, known) {
+            (Op::Insert, Some(known)) => {
+                self.sequence += 1;
+                let fresh = matches!(known, Effect::Document { fresh: true, .. });
+                *known = Effect::document(operation.o, self.sequence, fresh);
+                None
+            }
+            (Op::Insert, None) => {
+                self.sequence += 1;
+                let fresh = consistent && self.spill.is_none();
+                Some(Effect::document(operation.o, self.sequence, fresh))
+            }
+            (Op::Delete, Some(Effect::Document { fresh: true, .. })) => {
+                forget = true;
+                None
+            }
+            (Op::Delete, Some(known)) => {
+                *known = Effect::Gone;
+                None
+            }
+            (Op::Delete, None) => Some(Effect::Gone),
+            (_, known) => update(known, operation.o)?,
+        };
+        let after = match (forget, new) {
+            (true, _) => {
+                documents.effects.remove(key.as_slice());
+                documents.bytes -= (key.len() + OVERHEAD).min(documents.bytes);
+                self.bytes -= (key.len() + OVERHEAD).min(self.bytes);
+                0
+            }
+            (_, Some(new)) => {
+                let size = new.size() + key.len() + OVERHEAD;
+                documents.effects.insert(key.as_slice().into(), new);
+                size
+            }
+            _ => documents.effects.get(key.as_slice()).map_or(0, Effect::size),
+        };
+        documents.bytes = (documents.bytes + after).saturating_sub(before);
+        self.bytes = (self.bytes + after).saturating_sub(before);
+        self.key = key;
+        Ok(())
+    }
+
+    /// The collection does not exist any more.
+    pub(super) fn forget(&mut self, uuid: &Uuid) {
+        if let Some(documents) = self.collections.remove(uuid) {
+            self.bytes = self.bytes.saturating_sub(documents.bytes);
+        }
+    }
+
+    /// The collection was emptied by one command.
+    pub(super) fn empty(&mut self, uuid: Uuid) {
+        let documents = self.collections.entry(uuid).or_default();
+        self.bytes = self.bytes.saturating_sub(documents.bytes);
+        *documents = Documents { emptied: documents.emptied + 1, ..Documents::default() };
+    }
+
+    pub(super) fn is_over_budget(&self) -> bool {
+        self.bytes > self.budget
+    }
+
+    /// Moves everything to local disk.
+    pub(super) fn spill(&mut self, catalog: &Catalog) -> Result<(), EngineError> {
+        let spill = match &mut self.spill {
+            Some(spill) => spill,
+            none => none.insert(Spill::create(&self.scratch)?),
+        };
+        for (uuid, documents) in &mut self.collections {
+            let capped = catalog.get(uuid).is_some_and(super::Collection::is_capped);
+            for (key, effect) in documents.effects.drain() {
+                spill.append(uuid, documents.emptied, capped, &key, &effect)?;
+            }
+            documents.effects.shrink_to_fit();
+            documents.bytes = 0;
+        }
+        self.bytes = 0;
+        Ok(())
+    }
+
+    /// No more log.
+    pub(super) fn finish(mut self, catalog: &Catalog) -> Result<Passes, EngineError> {
+        if self.spill.is_some() {
+            self.spill(catalog)?;
+        }
+        self.collections.retain(|uuid, _| catalog.contains(uuid));
+        let capped = catalog.iter().filter(|(_, c)| c.is_capped()).map(|(uuid, _)| *uuid).collect();
+        let groups = match &mut self.spill {
+            Some(spill) => spill.groups(self.budget)?,
+            None => vec![Vec::new()],
+        };
+        Ok(Passes { collections: self.collections, capped, spill: self.spill, groups })
+    }
+}
+
+/// Applies an update to what is known of the document; what is returned is new knowledge.
+fn update(known: Option<&mut Effect>, o: &[u8]) -> Result<Option<Effect>, EngineError> {
+    let o_raw = raw(o)?;
+    let replacement = matches!(diff::classify(o_raw).map_err(unappliable)?, Update::Replacement(_));
+    let Some(known) = known else {
+        // A replacement of a document that the base lacks is followed by its deletion in the log,
+        // so that it may count as the document itself.
+        return Ok(Some(if replacement {
+            Effect::document(o, 0, false)
+        } else {
+            Effect::Updates { run: o.to_vec(), last: 0 }
+        }));
+    };
+    match known {
+        Effect::Gone => {}
+        Effect::Document { doc, .. } => {
+            let mut new = Vec::with_capacity(doc.len() + 64);
+            diff::apply(raw(doc)?, o_raw, &mut new).map_err(unappliable)?;
+            *doc = new.into();
+        }
+        Effect::Updates { .. } if replacement => *known = Effect::document(o, 0, false),
+        Effect::Updates { run, last } => {
+            let mut both = Vec::new();
+            let previous = run.get(*last..).unwrap_or_default();
+            if diff::compose_simple(previous, o, &mut both) {
+                run.truncate(*last);
+                run.extend_from_slice(&both);
+            } else {
+                *last = run.len();
+                run.extend_from_slice(o);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The finished fold: one pass over the base when the effects fit in memory, else several, each
+/// for a part of the documents.
+pub(crate) struct Passes {
+    collections: HashMap<Uuid, Documents>,
+    capped: std::collections::HashSet<Uuid>,
+    spill: Option<Spill>,
+    groups: Vec<Vec<usize>>,
+}
+
+impl Passes {
+    /// How many passes there are; at least one.
+    pub(crate) fn count(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Takes what pass `number` needs into memory.
+    pub(crate) fn load(&mut self, number: usize) -> Result<Pass, EngineError> {
+        let emptied = self.collections.iter().map(|(uuid, d)| (*uuid, d.emptied)).collect::<HashMap<_, _>>();
+        let Some(spill) = &mut self.spill else {
+            return Ok(Pass { collections: std::mem::take(&mut self.collections), capped: self.capped.clone(), part: None });
+        };
+        let group = self.groups.get(number).cloned().unwrap_or_default();
+        let mut collections: HashMap<Uuid, Documents> = HashMap::new();
+        for (uuid, emptied) in &emptied {
+            collections.entry(*uuid).or_default().emptied = *emptied;
+        }
+        for partition in &group {
+            spill.read(*partition, |record| {
+                let Some(documents) = collections.get_mut(&record.uuid) else { return Ok(()) };
+                if record.emptied == documents.emptied {
+                    let next = match documents.effects.remove(record.key) {
+                        Some(before) => before.then(record.effect)?,
+                        None => record.effect,
+                    };
+                    documents.effects.insert(record.key.into(), next);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(Pass { collections, capped: self.capped.clone(), part: Some(group.into_iter().collect()) })
+    }
+}
+
+/// What has become of a document of the base.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It was appended to the output: as it was, or as it became.
+    Kept,
+    /// It is gone, or comes later with [`Pass::rest`].
+    Dropped,
+    /// Another pass looks after it.
+    Elsewhere,
+}
+
+/// The effects on the documents that one pass over the base looks after.
+pub(crate) struct Pass {
+    collections: HashMap<Uuid, Documents>,
+    capped: std::collections::HashSet<Uuid>,
+    /// The partitions it looks after; none for all.
+    part: Option<std::collections::HashSet<usize>>,
+}
+
+impl Pass {
+    /// Decides about a document of the base, and appends what it is at the restore point to `out`.
+    /// `key` is working memory.
+    pub(crate) fn merge(&self, uuid: &Uuid, doc: &[u8], key: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<Fate, EngineError> {
+        let documents = self.collections.get(uuid);
+        if let (Some(_), None) | (None, None) = (documents, &self.part) {
+            if documents.is_none_or(|d| d.effects.is_empty() && d.emptied == 0) {
+                out.extend_from_slice(doc);
+                return Ok(Fate::Kept);
+            }
+        }
+        key_of(doc, key)?;
+        if let Some(part) = &self.part {
+            if !part.contains(&spill::partition(uuid, self.capped.contains(uuid), key)) {
+                return Ok(Fate::Elsewhere);
+            }
+        }
+        let Some(documents) = documents else {
+            out.extend_from_slice(doc);
+            return Ok(Fate::Kept);
+        };
+        match documents.effects.get(key.as_slice()) {
+            _ if documents.emptied > 0 => Ok(Fate::Dropped),
+            None => {
+                out.extend_from_slice(doc);
+                Ok(Fate::Kept)
+            }
+            Some(Effect::Gone) => Ok(Fate::Dropped),
+            // Inserted by the log: among documents that keep their order its place is at the end.
+            Some(Effect::Document { sequence, .. }) if *sequence > 0 && self.capped.contains(uuid) => Ok(Fate::Dropped),
+            Some(Effect::Document { doc, done, .. }) => {
+                if done.swap(true, Ordering::Relaxed) {
+                    return Ok(Fate::Dropped);
+                }
+                out.extend_from_slice(doc);
+                Ok(Fate::Kept)
+            }
+            Some(Effect::Updates { run, .. }) => {
+                out.extend_from_slice(&updated(doc, run)?);
+                Ok(Fate::Kept)
+            }
+        }
+    }
+
+    /// The collections in which [`Pass::rest`] may have something.
+    pub(crate) fn touched(&self) -> impl Iterator<Item = &Uuid> {
+        self.collections.keys()
+    }
+
+    /// Documents that the base did not have, in the order of their inserts. To be asked when the
+    /// whole base was merged.
+    pub(crate) fn rest(&self, uuid: &Uuid) -> Vec<&[u8]> {
+        let effects = self.collections.get(uuid).into_iter().flat_map(|documents| documents.effects.values());
+        let mut rest: Vec<(u64, &[u8])> = effects
+            .filter_map(|effect| match effect {
+                Effect::Document { doc, sequence, done, .. } if !done.load(Ordering::Relaxed) => Some((*sequence, &**doc)),
+                _ => None,
+            })
+            .collect();
+        rest.sort_unstable_by_key(|(sequence, _)| *sequence);
+        rest.into_iter().map(|(_, doc)| doc).collect()
+    }
+}

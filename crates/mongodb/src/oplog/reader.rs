@@ -1,0 +1,159 @@
+//! Following the oplog of a live server.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bson::{Timestamp, doc};
+use futures::StreamExt;
+use hindsight_engine::{EngineError, LogBuffer, LogReader, Result};
+use mongodb::Client;
+use mongodb::options::{CursorType, ReadConcern};
+use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
+
+use super::diff::raw::Elements;
+use super::entry::{Entry, Op, Operation, malformed};
+use crate::failure::driver;
+use crate::optime::Optime;
+
+/// How long the server waits for news before it answers with nothing.
+const HEARTBEAT: Duration = Duration::from_millis(1000);
+
+/// A tailing cursor on `local.oplog.rs` that delivers only what a majority has committed.
+pub(crate) struct OplogReader {
+    client: Client,
+    cursor: RawBatchCursor,
+    /// Read to see whether the log goes on; not delivered yet.
+    first: Option<RawBatch>,
+    last: Optime,
+}
+
+/// Whether the oplog goes on after a position.
+pub(crate) enum Opened {
+    Continues(OplogReader),
+    /// Why it does not.
+    Lost(String),
+}
+
+async fn cursor(client: &Client, from: Timestamp) -> mongodb::error::Result<RawBatchCursor> {
+    let oplog = client.database("local").collection::<bson::RawDocumentBuf>("oplog.rs");
+    oplog
+        .find(doc! {"ts": {"$gte": from}})
+        .cursor_type(CursorType::TailableAwait)
+        .max_await_time(HEARTBEAT)
+        .no_cursor_timeout(true)
+        .read_concern(ReadConcern::majority())
+        .batch()
+        .await
+}
+
+/// The oldest entry that the oplog of this server still holds.
+pub(crate) async fn oldest(client: &Client) -> Result<Optime> {
+    let doing = "reading the oplog";
+    let oplog = client.database("local").collection::<bson::RawDocumentBuf>("oplog.rs");
+    let first = oplog.find_one(doc! {}).sort(doc! {"$natural": 1}).await.map_err(|e| driver(doing, e))?;
+    let first = first.ok_or_else(|| EngineError::new(hindsight_engine::FailureKind::Server, "the oplog is empty"))?;
+    Ok(Entry::parse(first.as_bytes())?.at)
+}
+
+impl OplogReader {
+    /// Opens the oplog right after `after`, which must still be in it, as it was.
+    pub(crate) async fn open(client: &Client, after: Optime) -> Result<Opened> {
+        let doing = "opening the oplog";
+        let mut cursor = cursor(client, after.timestamp()).await.map_err(|e| driver(doing, e))?;
+        // The first batch comes at once: the entry asked for, if it is there.
+        let batch = cursor.next().await.transpose().map_err(|e| driver(doing, e))?;
+        let Some(batch) = batch else { return Ok(Opened::Lost(Self::why(client, after).await?)) };
+        let documents = batch.doc_slices().map_err(|e| driver(doing, e))?;
+        let mut entries = Elements::new(documents.as_bytes()).map_err(malformed)?;
+        let found = match entries.next().map_err(malformed)? {
+            Some(element) => Some(Entry::parse(element.value)?.at),
+            None => None,
+        };
+        if found != Some(after) {
+            return Ok(Opened::Lost(Self::why(client, after).await?));
+        }
+        Ok(Opened::Continues(Self { client: client.clone(), cursor, first: Some(batch), last: after }))
+    }
+
+    async fn why(client: &Client, after: Optime) -> Result<String> {
+        let oldest = oldest(client).await?;
+        Ok(if oldest > after {
+            format!(
+                "the oplog rolled over: it begins at {} now, capture had come to {}",
+                hindsight_format::format_time(oldest.point()?.time),
+                hindsight_format::format_time(after.point()?.time)
+            )
+        } else {
+            format!("the entry at {after} is not in the oplog any more: the member was rolled back or replaced")
+        })
+    }
+
+    /// The last entry delivered.
+    pub(crate) fn last(&self) -> Optime {
+        self.last
+    }
+
+    fn take(&mut self, batch: &RawBatch, buffer: &mut LogBuffer) -> Result<()> {
+        let documents = batch.doc_slices().map_err(|e| driver("reading the oplog", e))?;
+        let mut entries = Elements::new(documents.as_bytes()).map_err(malformed)?;
+        while let Some(element) = entries.next().map_err(malformed)? {
+            let entry = Entry::parse(element.value)?;
+            if entry.at <= self.last {
+                continue;
+            }
+            buffer.push(element.value);
+            count(&entry, buffer)?;
+            self.last = entry.at;
+        }
+        buffer.summary.end = self.last.point()?;
+        Ok(())
+    }
+}
+
+fn count(entry: &Entry<'_>, buffer: &mut LogBuffer) -> Result<()> {
+    let secs = i64::from(entry.at.secs);
+    let operation = &entry.operation;
+    match operation.op {
+        Op::Noop => return Ok(buffer.summary.count("", "n", secs)),
+        Op::Insert => buffer.summary.count(operation.ns, "i", secs),
+        Op::Update => buffer.summary.count(operation.ns, "u", secs),
+        Op::Delete => buffer.summary.count(operation.ns, "d", secs),
+        Op::Command => count_command(operation, buffer, secs)?,
+    }
+    buffer.substantial = true;
+    Ok(())
+}
+
+fn count_command(operation: &Operation<'_>, buffer: &mut LogBuffer, secs: i64) -> Result<()> {
+    let command = operation.command()?;
+    let name = String::from_utf8_lossy(command.name);
+    match super::entry::text(&command) {
+        // `renameCollection` names the whole namespace, the others a collection of the database.
+        Some(ns) if name == "renameCollection" => buffer.summary.count(ns, &name, secs),
+        Some(coll) => buffer.summary.count(&format!("{}.{coll}", operation.database()), &name, secs),
+        None => buffer.summary.count(operation.database(), &name, secs),
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl LogReader for OplogReader {
+    async fn read(&mut self, buffer: &mut LogBuffer) -> Result<()> {
+        let next = match self.first.take() {
+            Some(batch) => Some(Ok(batch)),
+            None => self.cursor.next().await,
+        };
+        match next {
+            Some(Ok(batch)) => self.take(&batch, buffer),
+            Some(Err(error)) => Err(driver("following the oplog", error)),
+            // The server closed the cursor: go on with another, if the chain still holds.
+            None => match Self::open(&self.client, self.last).await? {
+                Opened::Continues(reader) => {
+                    *self = reader;
+                    Ok(())
+                }
+                Opened::Lost(cause) => Err(EngineError::new(hindsight_engine::FailureKind::Server, cause)),
+            },
+        }
+    }
+}

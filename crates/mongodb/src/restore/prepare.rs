@@ -1,0 +1,140 @@
+//! Everything that is checked and told before a restore touches anything.
+
+use std::collections::HashSet;
+
+use bson::{Bson, Document, doc};
+use hindsight_catalog::RestorePlan;
+use hindsight_engine::{EngineError, FailureKind, NamespaceChange, Preview, Result, Selection};
+use hindsight_repository::ClusterRepository;
+
+use super::schema::{self, check_new_name};
+use crate::cluster::Cluster;
+use crate::failure::{driver, unsupported};
+use crate::snapshot::stored;
+
+/// Looks at plan and target, changing nothing.
+pub(crate) async fn prepare(
+    cluster: &Cluster,
+    source: &ClusterRepository,
+    plan: &RestorePlan,
+    selection: &Selection,
+) -> Result<Preview> {
+    check_target(cluster, plan).await?;
+    check_rights(cluster).await?;
+    check_new_name(&cluster.client, selection).await?;
+    if !plan.base.namespaces.is_empty() && selection.is_all() {
+        return Err(unsupported(
+            format!("snapshot {} holds only {}", plan.base.id, plan.base.namespaces.join(", ")),
+            "name what you want of it with --ns",
+        ));
+    }
+    // Reads the catalog and every footer: what is missing or cut short is found before, not after.
+    let catalog = stored::load(source, &plan.base).await?;
+    for object in plan.base.objects.iter().filter(|object| object.name.starts_with("data/")) {
+        let key = source.keys().snapshot_object(&plan.base.id, &object.name);
+        source.object_reader(&key, Some(object)).await?;
+    }
+    for stream in &plan.streams {
+        for name in &stream.own {
+            source.snapshot_slice_reader(&plan.base.id, &stream.stream, name).await?;
+        }
+    }
+    let names: HashSet<String> = catalog.collections.iter().map(|c| format!("{}.{}", c.db, c.name)).collect();
+    let mut existing = Vec::new();
+    if selection.renaming().is_none() {
+        for found in schema::existing(&cluster.client, selection).await? {
+            let namespace = format!("{}.{}", found.db, found.name);
+            let buckets = format!("{}.system.buckets.{}", found.db, found.name);
+            let (documents, bytes) = match found.kind.as_str() {
+                "view" => (0, 0),
+                _ => size(cluster, &found.db, &found.name).await,
+            };
+            let in_base = names.contains(&namespace) || names.contains(&buckets) || found.kind == "view";
+            existing.push(NamespaceChange { namespace, documents, bytes, in_base });
+        }
+        existing.sort_by(|a, b| a.namespace.cmp(&b.namespace));
+    }
+    let in_place = source.descriptor().await?.is_some_and(|d| d.identity == cluster.identity);
+    let mut notes = Vec::new();
+    if selection.is_all() {
+        notes.push("users and roles become what they were; the user of this connection stays as it is".to_owned());
+    }
+    Ok(Preview {
+        into: cluster.identity.clone(),
+        into_hosts: cluster.hosts(),
+        into_version: cluster.version.clone(),
+        in_place,
+        existing,
+        notes,
+    })
+}
+
+fn release(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+async fn check_target(cluster: &Cluster, plan: &RestorePlan) -> Result<()> {
+    let hello = cluster.client.database("admin").run_command(doc! {"hello": 1}).await;
+    let hello = hello.map_err(|e| driver("looking at the target", e))?;
+    if !hello.get_bool("isWritablePrimary").unwrap_or(false) {
+        return Err(unsupported(
+            "the connection string leads to a member that is not primary, which cannot be written to",
+            "name the whole replica set (replicaSet=...) instead of one member",
+        ));
+    }
+    let (from, to) = (&plan.base.source.server_version, &cluster.version);
+    if release(to) < release(from) {
+        return Err(unsupported(
+            format!("the snapshot was taken from MongoDB {from}, the target runs the older {to}"),
+            "restore into the same version or a newer one",
+        ));
+    }
+    Ok(())
+}
+
+/// A user without the rights is refused now, not in the middle.
+async fn check_rights(cluster: &Cluster) -> Result<()> {
+    let command = doc! {"connectionStatus": 1, "showPrivileges": true};
+    let reply = cluster.client.database("admin").run_command(command).await;
+    let reply = reply.map_err(|e| driver("asking for the privileges of the user", e))?;
+    let Ok(info) = reply.get_document("authInfo") else { return Ok(()) };
+    let list = |name: &str| info.get_array(name).map(Vec::as_slice).unwrap_or_default();
+    if list("authenticatedUsers").is_empty() {
+        return Ok(());
+    }
+    let everywhere = |privilege: &Document| {
+        privilege.get_document("resource").is_ok_and(|resource| {
+            resource.get_bool("anyResource").unwrap_or(false)
+                || ["db", "collection"].iter().all(|part| resource.get_str(part).is_ok_and(str::is_empty))
+        })
+    };
+    let granted: HashSet<&str> = list("authenticatedUserPrivileges")
+        .iter()
+        .filter_map(Bson::as_document)
+        .filter(|privilege| everywhere(privilege))
+        .flat_map(|privilege| privilege.get_array("actions").map(Vec::as_slice).unwrap_or_default())
+        .filter_map(Bson::as_str)
+        .collect();
+    for action in ["insert", "createCollection", "dropCollection", "createIndex", "bypassDocumentValidation", "collMod"] {
+        if !granted.contains(action) {
+            return Err(EngineError::new(
+                FailureKind::Privilege,
+                format!("the user lacks the privilege \"{action}\" on all databases, which a restore needs"),
+            )
+            .hint("grant it the roles restore and clusterMonitor on admin"));
+        }
+    }
+    Ok(())
+}
+
+async fn size(cluster: &Cluster, db: &str, name: &str) -> (u64, u64) {
+    let reply = cluster.client.database(db).run_command(doc! {"collStats": name}).await.unwrap_or_default();
+    let number = |field: &str| match reply.get(field) {
+        Some(Bson::Int32(n)) => u64::try_from(*n).unwrap_or(0),
+        Some(Bson::Int64(n)) => u64::try_from(*n).unwrap_or(0),
+        Some(Bson::Double(n)) => *n as u64,
+        _ => 0,
+    };
+    (number("count"), number("size"))
+}

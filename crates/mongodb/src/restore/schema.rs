@@ -1,0 +1,245 @@
+//! Collections, indexes and views of the target.
+
+use std::collections::HashMap;
+
+use bson::{Bson, Document, doc};
+use futures::{StreamExt, TryStreamExt, stream};
+use hindsight_engine::{EngineError, FailureKind, Job, Result, Selection};
+use mongodb::Client;
+
+use crate::failure::{code, code_of, driver};
+use crate::fold::{Catalog, Collection, rebuildable};
+use crate::namespace::{self, VIEWS};
+use crate::oplog::entry::Uuid;
+use crate::snapshot::catalog::{is_selected, list_collections};
+
+/// Commands that run at the same time.
+const PARALLEL: usize = 4;
+
+/// A collection that will exist.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) uuid: Uuid,
+    /// Where to.
+    pub(super) db: String,
+    pub(super) name: String,
+    /// What it was at the restore point.
+    source: Collection,
+}
+
+impl Target {
+    pub(super) fn is_capped(&self) -> bool {
+        self.source.is_capped()
+    }
+
+    fn namespace(&self) -> String {
+        format!("{}.{}", self.db, self.name)
+    }
+}
+
+/// The collections that will exist, and those whose documents are wanted for another use.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    targets: HashMap<Uuid, Target>,
+    /// `system.views` of databases, users and roles: their documents are kept, not inserted.
+    kept: HashMap<Uuid, (String, String)>,
+}
+
+impl Wanted {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Target> {
+        self.targets.values()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.targets.len()
+    }
+
+    pub(super) fn target(&self, uuid: &Uuid) -> Option<&Target> {
+        self.targets.get(uuid)
+    }
+
+    /// The collection's own database and name, when its documents are to be kept.
+    pub(super) fn kept(&self, uuid: &Uuid) -> Option<&(String, String)> {
+        self.kept.get(uuid)
+    }
+}
+
+/// What is wanted of everything that existed at the restore point.
+pub(super) fn wanted(catalog: &Catalog, selection: &Selection) -> Wanted {
+    let mut wanted = Wanted::default();
+    for (uuid, collection) in catalog.iter() {
+        let (db, name) = (&collection.db, &collection.name);
+        if !is_selected(selection, db, name) || !namespace::is_protected(db, name) {
+            continue;
+        }
+        if name == VIEWS || namespace::is_users_or_roles(db, name) {
+            wanted.kept.insert(*uuid, (db.clone(), name.clone()));
+            continue;
+        }
+        let (db, visible) = selection.target(db, namespace::visible(name));
+        let name = match namespace::time_series_of(name) {
+            Some(_) => format!("system.buckets.{visible}"),
+            None => visible,
+        };
+        wanted.targets.insert(*uuid, Target { uuid: *uuid, db, name, source: collection.clone() });
+    }
+    wanted
+}
+
+/// Something of the target that is there now.
+#[derive(Clone, Debug)]
+pub(super) struct Existing {
+    pub(super) db: String,
+    pub(super) name: String,
+    pub(super) kind: String,
+}
+
+/// What the restore replaces or drops: everything selected. Under another name nothing is.
+pub(super) async fn existing(client: &Client, selection: &Selection) -> Result<Vec<Existing>> {
+    let mut found = Vec::new();
+    let databases = client.list_database_names().await.map_err(|e| driver("listing databases", e))?;
+    for db in databases.into_iter().filter(|db| db != "local" && db != "config") {
+        for info in list_collections(&client.database(&db)).await? {
+            let name = info.get_str("name").unwrap_or_default().to_owned();
+            let kind = info.get_str("type").unwrap_or("collection").to_owned();
+            let own = name == VIEWS || namespace::time_series_of(&name).is_some();
+            if !own
+                && namespace::is_protected(&db, &name)
+                && !namespace::is_users_or_roles(&db, &name)
+                && selection.contains(&db, &name)
+            {
+                found.push(Existing { db: db.clone(), name, kind });
+            }
+        }
+    }
+    // Views first: what they look at may go then.
+    found.sort_by_key(|e| e.kind != "view");
+    Ok(found)
+}
+
+/// Drops what is replaced.
+pub(super) async fn clear(client: &Client, selection: &Selection) -> Result<()> {
+    if selection.renaming().is_some() {
+        return Ok(());
+    }
+    for Existing { db, name, .. } in existing(client, selection).await? {
+        let dropped = client.database(&db).run_command(doc! {"drop": &name}).await;
+        if let Err(error) = dropped {
+            if code_of(&error) != Some(code::NAMESPACE_NOT_FOUND) {
+                return Err(driver(&format!("dropping {db}.{name}"), error));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The command that creates a collection, without what must not act before all documents are
+/// there.
+fn create_command(target: &Target) -> Document {
+    let mut command = doc! {"create": namespace::visible(&target.name)};
+    let time_series = namespace::time_series_of(&target.name).is_some();
+    for (option, value) in &target.source.options {
+        match option.as_str() {
+            // Expiry comes last; see `finish`.
+            "expireAfterSeconds" => {}
+            // The server makes these itself for the buckets of a time-series.
+            "validator" | "clusteredIndex" if time_series => {}
+            "validationLevel" | "validationAction" if time_series => {}
+            // Validators that were set to nothing.
+            "validator" if value.as_document().is_some_and(Document::is_empty) => {}
+            _ => drop(command.insert(option, value.clone())),
+        }
+    }
+    command
+}
+
+/// Creates the collections, empty and without indexes.
+pub(super) async fn create(client: &Client, wanted: &Wanted) -> Result<()> {
+    let create = |target: Target| {
+        let client = client.clone();
+        async move {
+            let created = client.database(&target.db).run_command(create_command(&target)).await;
+            created.map(drop).map_err(|e| driver(&format!("creating {}", target.namespace()), e))
+        }
+    };
+    stream::iter(wanted.iter().cloned().map(create)).buffer_unordered(PARALLEL).try_collect().await
+}
+
+/// Builds all indexes; returns how many.
+pub(super) async fn build_indexes(client: &Client, job: &Job, wanted: &Wanted) -> Result<u64> {
+    let build = |target: Target| {
+        let client = client.clone();
+        async move {
+            job.check()?;
+            let specs: Vec<Document> =
+                target.source.indexes.values().map(|spec| rebuildable(spec, &target.source)).collect();
+            let count = specs.len() as u64;
+            if !specs.is_empty() {
+                let command = doc! {"createIndexes": &target.name, "indexes": specs, "commitQuorum": "majority"};
+                let built = client.database(&target.db).run_command(command).await;
+                built.map_err(|e| driver(&format!("building the indexes of {}", target.namespace()), e))?;
+            }
+            Ok::<_, EngineError>(count)
+        }
+    };
+    stream::iter(wanted.iter().cloned().map(build))
+        .buffer_unordered(PARALLEL)
+        .try_fold(0, |sum, count| async move { Ok(sum + count) })
+        .await
+}
+
+/// Switches on what acts on documents: expiry of time-series and clustered collections.
+pub(super) async fn finish(client: &Client, wanted: &Wanted) -> Result<()> {
+    for target in wanted.iter() {
+        let Some(seconds) = target.source.options.get("expireAfterSeconds") else { continue };
+        let command = doc! {"collMod": namespace::visible(&target.name), "expireAfterSeconds": seconds.clone()};
+        let done = client.database(&target.db).run_command(command).await;
+        done.map_err(|e| driver(&format!("setting the expiry of {}", target.namespace()), e))?;
+    }
+    Ok(())
+}
+
+/// Creates the views that `kept` defines. Time-series made theirs themselves.
+pub(super) async fn create_views(
+    client: &Client,
+    selection: &Selection,
+    kept: &HashMap<(String, String), Vec<Document>>,
+) -> Result<()> {
+    for ((_, name), definitions) in kept {
+        if name != VIEWS {
+            continue;
+        }
+        for definition in definitions {
+            let id = definition.get_str("_id").unwrap_or_default();
+            let (db, view) = namespace::split(id);
+            if definition.contains_key("timeseries") || !selection.contains(db, view) {
+                continue;
+            }
+            let (db, view) = selection.target(db, view);
+            let mut command = doc! {"create": &view};
+            command.extend(definition.clone().into_iter().filter(|(field, _)| field != "_id"));
+            let created = client.database(&db).run_command(command).await;
+            created.map_err(|e| driver(&format!("creating the view {db}.{view}"), e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to restore onto what exists already, when another name was asked for.
+pub(super) async fn check_new_name(client: &Client, selection: &Selection) -> Result<()> {
+    let Some(renaming) = selection.renaming() else { return Ok(()) };
+    let (db, name) = namespace::split(&renaming.to);
+    let there = list_collections(&client.database(db)).await?;
+    let taken = there.iter().find(|info| {
+        let found = info.get_str("name").unwrap_or_default();
+        (name == "*" && !found.starts_with("system.")) || found == name
+    });
+    match taken.and_then(|info| info.get("name")) {
+        Some(Bson::String(taken)) => Err(EngineError::new(
+            FailureKind::Unsupported,
+            format!("{db}.{taken} exists already in the target"),
+        )
+        .hint("choose another --ns-to, or drop it first")),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,142 @@
+//! Listing what there is to copy.
+
+use bson::{Binary, Bson, Document, doc, spec::BinarySubtype};
+use futures::TryStreamExt;
+use hindsight_engine::{Result, Selection};
+use mongodb::Database;
+
+use super::stored::{Segment, StoredCollection};
+use crate::cluster::{Source, odd};
+use crate::failure::{code, code_of, driver};
+use crate::namespace;
+use crate::oplog::entry::Uuid;
+
+/// A collection as it was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) uuid: Uuid,
+    pub(crate) db: String,
+    pub(crate) name: String,
+    pub(crate) options: Document,
+    pub(crate) indexes: Vec<Document>,
+    /// Size of its documents, about.
+    pub(crate) bytes: u64,
+    /// What was copied of it.
+    pub(crate) segments: Vec<Segment>,
+    /// It was dropped before it was read.
+    pub(crate) gone: bool,
+}
+
+impl Found {
+    /// Whether documents must be read in the order in which they came.
+    pub(crate) fn is_capped(&self) -> bool {
+        self.options.get_bool("capped").unwrap_or(false)
+    }
+
+    /// For messages.
+    pub(crate) fn namespace(&self) -> String {
+        format!("{}.{}", self.db, self.name)
+    }
+
+    /// As it is stored.
+    pub(crate) fn into_stored(self) -> StoredCollection {
+        StoredCollection {
+            uuid: self.uuid,
+            db: self.db,
+            name: self.name,
+            options: self.options,
+            indexes: self.indexes,
+            segments: self.segments,
+        }
+    }
+}
+
+/// A UUID as commands take it in place of a name.
+pub(crate) fn uuid_bson(uuid: &Uuid) -> Bson {
+    Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: uuid.to_vec() })
+}
+
+/// All collections that are to be protected and selected. Views need no listing of their own: they
+/// are documents of `system.views`.
+pub(crate) async fn list(source: &Source, selection: &Selection) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for db in database_names(source).await? {
+        let database = source.client.database(&db);
+        for info in list_collections(&database).await? {
+            let Some(mut collection) = parse(&db, &info)? else { continue };
+            if !namespace::is_protected(&db, &collection.name) || !is_selected(selection, &db, &collection.name) {
+                continue;
+            }
+            let Some(indexes) = indexes(&database, &collection).await? else { continue };
+            collection.indexes = indexes;
+            collection.bytes = size(&database, &collection.name).await;
+            found.push(collection);
+        }
+    }
+    Ok(found)
+}
+
+/// View definitions come along with any collection of their database, buckets with their
+/// time-series.
+pub(crate) fn is_selected(selection: &Selection, db: &str, name: &str) -> bool {
+    selection.contains(db, namespace::visible(name)) || (name == namespace::VIEWS && selects_some(selection, db))
+}
+
+fn selects_some(selection: &Selection, db: &str) -> bool {
+    selection.patterns().iter().any(|pattern| namespace::split(pattern).0 == db)
+}
+
+async fn database_names(source: &Source) -> Result<Vec<String>> {
+    let names = source.client.list_database_names().await.map_err(|e| driver("listing databases", e))?;
+    Ok(names.into_iter().filter(|name| name != "local" && name != "config").collect())
+}
+
+/// `listCollections`, raw.
+pub(crate) async fn list_collections(database: &Database) -> Result<Vec<Document>> {
+    let doing = format!("listing the collections of {}", database.name());
+    let cursor = database.run_cursor_command(doc! {"listCollections": 1}).await.map_err(|e| driver(&doing, e))?;
+    cursor.try_collect().await.map_err(|e| driver(&doing, e))
+}
+
+fn parse(db: &str, info: &Document) -> Result<Option<Found>> {
+    // `view` and `timeseries` are definitions in system.views over other collections.
+    if !info.get_str("type").is_ok_and(|kind| kind == "collection") {
+        return Ok(None);
+    }
+    let bad = |e: &dyn std::fmt::Display| odd("listCollections", e);
+    let name = info.get_str("name").map_err(|e| bad(&e))?.to_owned();
+    let uuid = info.get_document("info").and_then(|i| i.get_binary_generic("uuid")).map_err(|e| bad(&e))?;
+    let uuid = Uuid::try_from(uuid.as_slice()).map_err(|e| bad(&e))?;
+    let options = info.get_document("options").cloned().unwrap_or_default();
+    let db = db.to_owned();
+    Ok(Some(Found { uuid, db, name, options, indexes: Vec::new(), bytes: 0, segments: Vec::new(), gone: false }))
+}
+
+/// The finished indexes, without the one on `_id`; none when the collection is gone.
+async fn indexes(database: &Database, collection: &Found) -> Result<Option<Vec<Document>>> {
+    let command = doc! {"listIndexes": uuid_bson(&collection.uuid), "includeBuildUUIDs": true};
+    let doing = format!("listing the indexes of {}", collection.namespace());
+    let cursor = match database.run_cursor_command(command).await {
+        Err(error) if code_of(&error) == Some(code::NAMESPACE_NOT_FOUND) => return Ok(None),
+        other => other.map_err(|e| driver(&doing, e))?,
+    };
+    let all: Vec<Document> = cursor.try_collect().await.map_err(|e| driver(&doing, e))?;
+    let finished = all.into_iter().filter(|index| {
+        // One that is being built comes as {spec, buildUUID}; the log tells when it is finished.
+        let building = index.contains_key("buildUUID");
+        let clustered = index.get_bool("clustered").unwrap_or(false);
+        !building && !clustered && index.get_str("name").is_ok_and(|name| name != "_id_")
+    });
+    Ok(Some(finished.collect()))
+}
+
+/// Size of the documents, for progress and splitting only.
+async fn size(database: &Database, name: &str) -> u64 {
+    let reply = database.run_command(doc! {"collStats": name}).await.unwrap_or_default();
+    match reply.get("size") {
+        Some(Bson::Int32(n)) => u64::try_from(*n).unwrap_or(0),
+        Some(Bson::Int64(n)) => u64::try_from(*n).unwrap_or(0),
+        Some(Bson::Double(n)) => *n as u64,
+        _ => 0,
+    }
+}

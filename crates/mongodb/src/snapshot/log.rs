@@ -1,0 +1,113 @@
+//! The snapshot's own piece of oplog, read while the documents are copied.
+
+use hindsight_engine::{EngineError, FailureKind, Job, LogBuffer, LogReader, Result, SnapshotRequest};
+use hindsight_format::SliceName;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::cluster::Source;
+use crate::oplog::reader::{Opened, OplogReader};
+use crate::optime::Optime;
+
+/// Bytes of log that make a slice.
+const SLICE: usize = 16 << 20;
+
+/// The log being read.
+pub(super) struct OwnLog {
+    /// Where it may end; none while it must go on.
+    until: watch::Sender<Option<Optime>>,
+    task: JoinHandle<Result<Stored>>,
+}
+
+/// The log, read and stored.
+pub(super) struct Stored {
+    pub(super) last: Optime,
+    pub(super) slices: Vec<SliceName>,
+    pub(super) raw_bytes: u64,
+    pub(super) stored_bytes: u64,
+    pub(super) records: u64,
+}
+
+struct Writer {
+    job: Job,
+    snapshot: String,
+    stream: String,
+    level: i32,
+    stored: Stored,
+}
+
+impl OwnLog {
+    /// Begins to read after `first`.
+    pub(super) async fn start(
+        job: &Job,
+        request: &SnapshotRequest,
+        stream: &str,
+        source: &Source,
+        first: Optime,
+    ) -> Result<Self> {
+        let reader = match OplogReader::open(&source.client, first).await? {
+            Opened::Continues(reader) => reader,
+            Opened::Lost(cause) => return Err(EngineError::new(FailureKind::Server, cause).hint("start the backup again")),
+        };
+        let writer = Writer {
+            job: job.clone(),
+            snapshot: request.id.clone(),
+            stream: stream.to_owned(),
+            level: request.compression_level,
+            stored: Stored { last: first, slices: Vec::new(), raw_bytes: 0, stored_bytes: 0, records: 0 },
+        };
+        let (until, seen) = watch::channel(None);
+        let task = tokio::spawn(read(reader, writer, seen));
+        Ok(Self { until, task })
+    }
+
+    /// Reads on until `end`, and ends.
+    pub(super) async fn finish(self, end: Optime) -> Result<Stored> {
+        self.until.send_replace(Some(end));
+        match self.task.await {
+            Ok(result) => result,
+            Err(e) => Err(EngineError::new(FailureKind::Local, format!("reading the log ended: {e}"))),
+        }
+    }
+}
+
+async fn read(
+    mut reader: OplogReader,
+    mut writer: Writer,
+    mut until: watch::Receiver<Option<Optime>>,
+) -> Result<Stored> {
+    let mut buffer = LogBuffer::starting_at(reader.last().point()?);
+    loop {
+        let end = *until.borrow_and_update();
+        if end.is_some_and(|end| reader.last() >= end) {
+            writer.store(&mut buffer).await?;
+            writer.stored.last = reader.last();
+            return Ok(writer.stored);
+        }
+        tokio::select! {
+            read = reader.read(&mut buffer) => read?,
+            _ = until.changed() => {}
+            () = writer.job.cancel.cancelled() => return Err(EngineError::cancelled()),
+        }
+        if buffer.len() >= SLICE {
+            writer.store(&mut buffer).await?;
+        }
+    }
+}
+
+impl Writer {
+    async fn store(&mut self, buffer: &mut LogBuffer) -> Result<()> {
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let piece = buffer.take();
+        let name = SliceName { start: piece.summary.start.clone(), end: piece.summary.end.clone(), fence: 0 };
+        let key = self.job.cluster.keys().snapshot_object(&self.snapshot, &format!("{}/{name}", self.stream));
+        let written = piece.store(&self.job.cluster, key, self.level).await?;
+        self.stored.records += piece.summary.records;
+        self.stored.raw_bytes += written.raw_bytes;
+        self.stored.stored_bytes += written.stored_bytes;
+        self.stored.slices.push(name);
+        Ok(())
+    }
+}

@@ -1,0 +1,132 @@
+//! Taking a logical snapshot: a fuzzy dump, and the piece of oplog that makes it consistent.
+//!
+//! Documents are read at different moments while the server goes on. What makes them one state is
+//! the oplog from before the first to after the last of these moments; the snapshot keeps it, so
+//! that it can be restored alone.
+
+pub(crate) mod catalog;
+mod data;
+mod log;
+mod scan;
+pub(crate) mod stored;
+
+use std::collections::BTreeMap;
+
+use bson::doc;
+use hindsight_engine::{EngineError, FailureKind, Job, Result, Selection, SnapshotRequest};
+use hindsight_format::{FORMAT_VERSION, SnapshotKind, SnapshotManifest, SnapshotSource, SnapshotTotals, StreamPart};
+use jiff::Timestamp;
+
+use crate::cluster::{Cluster, Source, optime, wait_committed};
+use crate::failure::driver;
+use crate::oplog::entry::Entry;
+use crate::optime::Optime;
+
+/// Takes the snapshot and stores everything but its manifest.
+pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
+    let started_at = Timestamp::now();
+    let selection = Selection::new(request.namespaces.clone())
+        .map_err(|e| EngineError::new(FailureKind::Unsupported, e.to_string()))?;
+    job.progress.step("choosing a member to read from", None);
+    let source = cluster.source().await?;
+
+    let first = begin_of_log(&source).await?;
+    let log = log::OwnLog::start(job, request, &cluster.set_name, &source, first).await?;
+    // Whatever transaction is not open any more is in the data from here on.
+    let read_from = source.progress().await?.applied;
+    confirm(&source, read_from).await?;
+
+    job.progress.step("listing collections", None);
+    let mut collections = catalog::list(&source, &selection).await?;
+    confirm(&source, source.progress().await?.applied).await?;
+    job.check()?;
+
+    let bytes = collections.iter().map(|c| c.bytes).sum();
+    job.progress.step("copying documents", Some(bytes));
+    let mut objects = data::copy(job, request, &source, &mut collections).await?;
+
+    job.progress.step("closing the log", None);
+    let end = source.progress().await?.applied;
+    confirm(&source, end).await?;
+    let own = log.finish(end).await?;
+
+    let documents = collections.iter().flat_map(|c| &c.segments).map(|s| s.documents).sum();
+    let count = collections.len() as u64;
+    objects.push(stored::store(job, request, read_from, collections).await?);
+    let totals = SnapshotTotals {
+        collections: count,
+        documents,
+        raw_bytes: objects.iter().map(|o| o.raw_bytes).sum::<u64>() + own.raw_bytes,
+        stored_bytes: objects.iter().map(|o| o.stored_bytes).sum::<u64>() + own.stored_bytes,
+        log_records: own.records,
+    };
+    let part = StreamPart { first: first.point()?, last: own.last.point()?, slices: own.slices };
+    Ok(SnapshotManifest {
+        format: FORMAT_VERSION,
+        id: request.id.clone(),
+        engine: crate::NAME.to_owned(),
+        kind: SnapshotKind::Logical,
+        epoch: request.epoch,
+        namespaces: selection.patterns().to_vec(),
+        started_at,
+        finished_at: Timestamp::now(),
+        source: SnapshotSource {
+            member: source.host,
+            role: source.role,
+            server_version: cluster.version.clone(),
+            compatibility_version: cluster.compatibility_version.clone(),
+        },
+        streams: BTreeMap::from([(cluster.set_name.clone(), part)]),
+        objects,
+        totals,
+        created_by: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// Waits until `seen` is safe from rollback, and makes sure that it was not rolled back before: what
+/// was read up to it is then part of the history that the log tells.
+async fn confirm(source: &Source, seen: Optime) -> Result<()> {
+    wait_committed(&source.client, seen).await?;
+    let oplog = source.client.database("local").collection::<bson::RawDocumentBuf>("oplog.rs");
+    let entry = oplog.find_one(doc! {"ts": {"$gte": seen.timestamp()}}).await;
+    let entry = entry.map_err(|e| driver("checking for a rollback", e))?;
+    match entry.as_ref().map(|entry| Entry::parse(entry.as_bytes())).transpose()? {
+        Some(entry) if entry.at == seen => Ok(()),
+        _ => Err(EngineError::new(FailureKind::Server, format!("{} was rolled back past {seen} while it was read", source.host))
+            .hint("start the backup again")),
+    }
+}
+
+/// Where the snapshot's own piece of oplog begins (exclusive): at what is committed now, or before
+/// the first entry of the oldest transaction that is still open. The order of the two questions
+/// matters: a transaction that ends in between is in the data. As in the server's initial sync
+/// (mongo/src/mongo/db/repl/README.md, "Oplog fetching").
+async fn begin_of_log(source: &Source) -> Result<Optime> {
+    let doing = "looking for open transactions";
+    let committed = source.progress().await?.committed;
+    let transactions = source.client.database("config").collection::<bson::Document>("transactions");
+    let oldest = transactions
+        .find_one(doc! {"state": {"$in": ["prepared", "inProgress"]}, "startOpTime": {"$exists": true}})
+        .sort(doc! {"startOpTime.ts": 1})
+        .await
+        .map_err(|e| driver(doing, e))?;
+    let Some(oldest) = oldest else { return Ok(committed) };
+    let begun = optime(&oldest, "startOpTime")?;
+    if begun > committed {
+        return Ok(committed);
+    }
+    let oplog = source.client.database("local").collection::<bson::RawDocumentBuf>("oplog.rs");
+    let before = oplog
+        .find_one(doc! {"ts": {"$lt": begun.timestamp()}})
+        .sort(doc! {"$natural": -1})
+        .await
+        .map_err(|e| driver(doing, e))?;
+    match before {
+        Some(entry) => Ok(Entry::parse(entry.as_bytes())?.at),
+        None => Err(EngineError::new(
+            FailureKind::Server,
+            format!("a transaction has been open since {begun}, which the oplog does not reach back to"),
+        )
+        .hint("end that transaction, or enlarge the oplog")),
+    }
+}

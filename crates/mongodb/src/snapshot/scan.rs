@@ -1,0 +1,234 @@
+//! Scanning a collection by its UUID, in one piece or by ranges of `_id`.
+//!
+//! A rename, an index build or an election may end a cursor at any time. A range goes on after the
+//! last `_id` that it has; a whole collection in its natural order is begun again, under a new
+//! segment number, so that what the first attempt stored does not count.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, RawDocumentBuf, doc};
+use futures::{StreamExt, TryStreamExt};
+use hindsight_engine::{EngineError, FailureKind, Result};
+use mongodb::raw_batch_cursor::RawBatchCursor;
+
+use super::catalog::{Found, uuid_bson};
+use super::data::{FrameSink, Outcome, Shared};
+use super::stored::Segment;
+use crate::cluster::Source;
+use crate::failure::{code, code_of, driver};
+use crate::oplog::diff::raw::Elements;
+use crate::oplog::docid::raw_id;
+use crate::oplog::entry::{Uuid, malformed};
+
+/// Collections larger than this are read by several readers, in ranges of about this size.
+const RANGE: u64 = 128 << 20;
+/// A scan that is ended this often in a row without getting further fails.
+const ATTEMPTS: u32 = 30;
+
+/// A collection or a part of it.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    collection: usize,
+    uuid: Uuid,
+    db: String,
+    namespace: String,
+    range: Option<Range>,
+    bytes: u64,
+}
+
+/// From `from` (inclusive; none: the beginning) to `to` (exclusive; none: the end), by the index
+/// on `_id`.
+#[derive(Clone, Debug)]
+struct Range {
+    from: Option<Bson>,
+    to: Option<Bson>,
+}
+
+/// What to read, the largest first so that the readers end at about the same time.
+pub(super) async fn plan(source: &Source, collections: &[Found], readers: usize) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (number, found) in collections.iter().enumerate() {
+        let bounds = if readers > 1 && can_be_split(found) { bounds(source, found).await } else { Vec::new() };
+        let piece = |range, bytes| Piece {
+            collection: number,
+            uuid: found.uuid,
+            db: found.db.clone(),
+            namespace: found.namespace(),
+            range,
+            bytes,
+        };
+        if bounds.is_empty() {
+            pieces.push(piece(None, found.bytes));
+            continue;
+        }
+        let part = found.bytes / (bounds.len() as u64 + 1);
+        let froms = std::iter::once(None).chain(bounds.iter().cloned().map(Some));
+        let tos = bounds.iter().cloned().map(Some).chain([None]);
+        pieces.extend(froms.zip(tos).map(|(from, to)| piece(Some(Range { from, to }), part)));
+    }
+    pieces.sort_by_key(|piece| std::cmp::Reverse(piece.bytes));
+    pieces
+}
+
+/// Ranges need a plain index on `_id`: capped collections must keep their order, clustered ones
+/// have no such index, and under a collation the index does not hold the values themselves.
+fn can_be_split(found: &Found) -> bool {
+    let special = ["clusteredIndex", "collation", "timeseries"].iter().any(|option| found.options.contains_key(option));
+    found.bytes > RANGE && !special && !found.is_capped()
+}
+
+/// Bounds that cut the collection into ranges; none when it cannot be sampled (then it is read in
+/// one piece).
+async fn bounds(source: &Source, found: &Found) -> Vec<Bson> {
+    const SAMPLES: u64 = 20;
+    let parts = (found.bytes / RANGE).clamp(2, 4096);
+    let sample = [
+        doc! {"$sample": {"size": (parts * SAMPLES) as i64}},
+        doc! {"$project": {"_id": 1}},
+        doc! {"$sort": {"_id": 1}},
+    ];
+    let collection = source.client.database(&found.db).collection::<Document>(&found.name);
+    let ids = async { collection.aggregate(sample).await?.try_collect::<Vec<_>>().await };
+    let Ok(ids) = ids.await else { return Vec::new() };
+    let mut bounds: Vec<Bson> = ids
+        .chunks(SAMPLES as usize)
+        .skip(1)
+        .filter_map(|chunk| chunk.first()?.get("_id").cloned())
+        // The sample was taken by name; an array cannot be an _id, and a regular expression as a
+        // bound would be taken for a pattern.
+        .filter(|id| !matches!(id, Bson::Array(_) | Bson::RegularExpression(_)))
+        .collect();
+    bounds.dedup();
+    bounds
+}
+
+/// Copies a piece.
+pub(super) async fn copy(shared: &Shared, piece: &Piece, sink: &mut FrameSink) -> Result<Outcome> {
+    let mut failures = 0;
+    let mut after: Option<RawDocumentBuf> = None;
+    let mut segment = Segment { id: sink.begin().await?, documents: 0, bytes: 0 };
+    loop {
+        shared.job.check()?;
+        let before = segment.documents;
+        match scan(shared, piece, sink, &mut after, &mut segment).await? {
+            Ended::Complete => {
+                sink.flush().await?;
+                return Ok(Outcome::Copied { collection: piece.collection, segment });
+            }
+            Ended::Gone => return Ok(Outcome::Gone { collection: piece.collection }),
+            Ended::Broken(error) => {
+                failures = if segment.documents > before && piece.range.is_some() { 0 } else { failures + 1 };
+                if failures >= ATTEMPTS {
+                    return Err(driver(&format!("reading {}", piece.namespace), error));
+                }
+                tracing::info!(namespace = piece.namespace, %error, "a scan was ended, going on");
+                tokio::time::sleep(Duration::from_millis(20 * u64::from(failures.min(10)))).await;
+                if piece.range.is_none() {
+                    segment = Segment { id: sink.begin().await?, documents: 0, bytes: 0 };
+                }
+            }
+        }
+    }
+}
+
+enum Ended {
+    Complete,
+    Gone,
+    Broken(mongodb::error::Error),
+}
+
+fn ended(error: mongodb::error::Error, doing: &str) -> Result<Ended> {
+    use mongodb::error::ErrorKind;
+    match (code_of(&error), &*error.kind) {
+        (Some(code::NAMESPACE_NOT_FOUND), _) => Ok(Ended::Gone),
+        (Some(code::QUERY_PLAN_KILLED | code::CURSOR_NOT_FOUND | code::CAPPED_POSITION_LOST | code::INTERRUPTED), _) => {
+            Ok(Ended::Broken(error))
+        }
+        (None, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } | ErrorKind::ServerSelection { .. }) => {
+            Ok(Ended::Broken(error))
+        }
+        // States of a member that is in an election or steps down.
+        (Some(91 | 189 | 10107 | 11600 | 11602 | 13435 | 13436), _) => Ok(Ended::Broken(error)),
+        _ => Err(driver(doing, error)),
+    }
+}
+
+async fn scan(
+    shared: &Shared,
+    piece: &Piece,
+    sink: &mut FrameSink,
+    after: &mut Option<RawDocumentBuf>,
+    segment: &mut Segment,
+) -> Result<Ended> {
+    let doing = format!("reading {}", piece.namespace);
+    let mut cursor = match open(&shared.source, piece, after.as_ref()).await {
+        Ok(cursor) => cursor,
+        Err(error) => return ended(error, &doing),
+    };
+    let resumed = after.take();
+    let mut last = resumed.clone();
+    let result = loop {
+        let batch = tokio::select! {
+            batch = cursor.next() => batch,
+            () = shared.job.cancel.cancelled() => return Err(EngineError::cancelled()),
+        };
+        let batch = match batch {
+            None => break Ok(Ended::Complete),
+            Some(Ok(batch)) => batch,
+            Some(Err(error)) => break ended(error, &doing),
+        };
+        let documents = batch.doc_slices().map_err(|e| driver(&doing, e))?;
+        let mut elements = Elements::new(documents.as_bytes()).map_err(malformed)?;
+        let mut newest = None;
+        while let Some(element) = elements.next().map_err(malformed)? {
+            newest = Some(element.value);
+            // The range was opened again at a document that it has already.
+            if resumed.as_ref().is_some_and(|r| raw_id(r.as_bytes()).ok() == raw_id(element.value).ok()) {
+                continue;
+            }
+            sink.push(element.value).await?;
+            segment.documents += 1;
+            segment.bytes += element.value.len() as u64;
+        }
+        if let (Some(_), Some(newest)) = (&piece.range, newest) {
+            last = Some(id_alone(newest)?);
+        }
+    };
+    *after = last;
+    result
+}
+
+/// `{_id: ...}` of a document.
+fn id_alone(document: &[u8]) -> Result<RawDocumentBuf> {
+    let bad = |e: &dyn std::fmt::Display| EngineError::new(FailureKind::Server, format!("a document has no readable _id: {e}"));
+    let document = bson::RawDocument::from_bytes(document).map_err(|e| bad(&e))?;
+    let id = document.get("_id").map_err(|e| bad(&e))?.ok_or_else(|| bad(&"missing"))?;
+    let mut alone = RawDocumentBuf::new();
+    alone.append(bson::raw::cstr!("_id"), id);
+    Ok(alone)
+}
+
+async fn open(
+    source: &Source,
+    piece: &Piece,
+    after: Option<&RawDocumentBuf>,
+) -> mongodb::error::Result<RawBatchCursor> {
+    let mut command = doc! {"find": uuid_bson(&piece.uuid)};
+    if let Some(range) = &piece.range {
+        command.insert("hint", doc! {"_id": 1});
+        if let Some(to) = &range.to {
+            command.insert("max", doc! {"_id": to.clone()});
+        }
+        if let (None, Some(from)) = (after, &range.from) {
+            command.insert("min", doc! {"_id": from.clone()});
+        }
+    }
+    command.insert("batchSize", 1_000_000);
+    command.insert("noCursorTimeout", true);
+    command.insert("readConcern", doc! {"level": "majority"});
+    let mut command = RawDocumentBuf::try_from(&command)?;
+    if let Some(after) = after {
+        command.append(bson::raw::cstr!("min"), after.clone());
+    }
+    source.client.database(&piece.db).run_raw_cursor_command(command).batch().await
+}

@@ -1,0 +1,156 @@
+//! The catalog object of a snapshot: one BSON document for the snapshot, then one a collection.
+
+use bson::{Bson, Document, RawDocument, doc};
+use hindsight_engine::{EngineError, Job, Result, SnapshotRequest};
+use hindsight_format::{ObjectKind, ObjectRef, SnapshotManifest};
+use hindsight_repository::{ClusterRepository, FRAME_TARGET, encode_frame};
+
+use super::catalog::{Found, uuid_bson};
+use crate::fold::{Base, Catalog, Collection};
+use crate::oplog::entry::{Uuid, next_document};
+use crate::optime::Optime;
+
+/// Name of the object in the snapshot's folder.
+const NAME: &str = "catalog.bson.zst";
+
+/// One scan: a whole collection, or a range of it. Frames carry its number.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Segment {
+    pub(crate) id: u32,
+    pub(crate) documents: u64,
+    pub(crate) bytes: u64,
+}
+
+/// A collection in the catalog object.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct StoredCollection {
+    pub(crate) uuid: Uuid,
+    pub(crate) db: String,
+    pub(crate) name: String,
+    pub(crate) options: Document,
+    pub(crate) indexes: Vec<Document>,
+    /// Only these count: a scan that had to be begun again left frames that do not.
+    pub(crate) segments: Vec<Segment>,
+}
+
+/// The whole catalog object.
+pub(crate) struct StoredCatalog {
+    pub(crate) read_from: Optime,
+    pub(crate) collections: Vec<StoredCollection>,
+}
+
+impl StoredCollection {
+    fn to_document(&self) -> Document {
+        let segments: Vec<Document> = self
+            .segments
+            .iter()
+            .map(|s| doc! {"id": i64::from(s.id), "documents": s.documents as i64, "bytes": s.bytes as i64})
+            .collect();
+        doc! {
+            "uuid": uuid_bson(&self.uuid), "db": &self.db, "name": &self.name, "options": self.options.clone(),
+            "indexes": self.indexes.clone(), "segments": segments,
+        }
+    }
+
+    fn from_document(doc: &Document) -> Option<Self> {
+        let list = |name: &str| -> Option<Vec<Document>> {
+            doc.get_array(name).ok()?.iter().map(|entry| entry.as_document().cloned()).collect()
+        };
+        let segment = |s: &Document| {
+            Some(Segment {
+                id: u32::try_from(s.get_i64("id").ok()?).ok()?,
+                documents: u64::try_from(s.get_i64("documents").ok()?).ok()?,
+                bytes: u64::try_from(s.get_i64("bytes").ok()?).ok()?,
+            })
+        };
+        Some(Self {
+            uuid: doc.get_binary_generic("uuid").ok()?.as_slice().try_into().ok()?,
+            db: doc.get_str("db").ok()?.to_owned(),
+            name: doc.get_str("name").ok()?.to_owned(),
+            options: doc.get_document("options").ok()?.clone(),
+            indexes: list("indexes")?,
+            segments: list("segments")?.iter().map(segment).collect::<Option<_>>()?,
+        })
+    }
+
+    /// Documents in the snapshot.
+    pub(crate) fn documents(&self) -> u64 {
+        self.segments.iter().map(|s| s.documents).sum()
+    }
+}
+
+/// Stores the catalog object.
+pub(super) async fn store(
+    job: &Job,
+    request: &SnapshotRequest,
+    read_from: Optime,
+    collections: Vec<Found>,
+) -> Result<ObjectRef> {
+    let key = job.cluster.keys().snapshot_object(&request.id, NAME);
+    let mut writer = job.cluster.object_writer(key, ObjectKind::Catalog).await;
+    let header = doc! {"readFrom": {"ts": read_from.timestamp(), "t": read_from.term}};
+    let stored = collections.into_iter().map(|found| found.into_stored().to_document());
+    let mut run = Vec::new();
+    for document in std::iter::once(header).chain(stored) {
+        let start = run.len();
+        document.to_writer(&mut run).map_err(|e| EngineError::damaged(format!("a catalog entry cannot be stored: {e}")))?;
+        debug_assert!(run.len() > start);
+        if run.len() >= FRAME_TARGET {
+            writer.write(encode_frame(&run, request.compression_level, 0)?).await?;
+            run.clear();
+        }
+    }
+    if !run.is_empty() {
+        writer.write(encode_frame(&run, request.compression_level, 0)?).await?;
+    }
+    let written = writer.finish(None).await?;
+    Ok(ObjectRef {
+        name: NAME.to_owned(),
+        stored_bytes: written.stored_bytes,
+        raw_bytes: written.raw_bytes,
+        footer_blake3: written.footer_blake3,
+    })
+}
+
+/// Reads the catalog object of a snapshot.
+pub(crate) async fn load(cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<StoredCatalog> {
+    let damaged = || EngineError::damaged(format!("the catalog of snapshot {} cannot be read", manifest.id));
+    let object = manifest.objects.iter().find(|object| object.name == NAME).ok_or_else(damaged)?;
+    let key = cluster.keys().snapshot_object(&manifest.id, NAME);
+    let reader = cluster.object_reader(&key, Some(object)).await?;
+    let mut documents = Vec::new();
+    for index in 0..reader.footer().frames.len() {
+        let frame = reader.frame(index).await?;
+        let mut run = frame.as_slice();
+        while let Some(raw) = next_document(&mut run)? {
+            let raw = RawDocument::from_bytes(raw).map_err(|_| damaged())?;
+            documents.push(Document::try_from(raw).map_err(|_| damaged())?);
+        }
+    }
+    let (header, rest) = documents.split_first().ok_or_else(damaged)?;
+    let read_from = header.get("readFrom").and_then(Bson::as_document).and_then(|d| {
+        Some(Optime::new(d.get_timestamp("ts").ok()?, d.get_i64("t").ok()?))
+    });
+    Ok(StoredCatalog {
+        read_from: read_from.ok_or_else(damaged)?,
+        collections: rest.iter().map(StoredCollection::from_document).collect::<Option<_>>().ok_or_else(damaged)?,
+    })
+}
+
+impl StoredCatalog {
+    /// The base of a fold.
+    pub(crate) fn base(&self, consistent_at: Optime, selective: bool) -> Base {
+        let mut catalog = Catalog::default();
+        for stored in &self.collections {
+            let named = |index: &Document| Some((index.get_str("name").ok()?.to_owned(), index.clone()));
+            let collection = Collection {
+                db: stored.db.clone(),
+                name: stored.name.clone(),
+                options: stored.options.clone(),
+                indexes: stored.indexes.iter().filter_map(named).collect(),
+            };
+            catalog.insert(stored.uuid, collection);
+        }
+        Base { catalog, read_from: self.read_from, consistent_at, selective }
+    }
+}
