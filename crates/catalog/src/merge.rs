@@ -104,3 +104,103 @@ fn leads_as_far(log: &Log<'_>, whole: usize, part: usize) -> bool {
     let (whole, part) = (&log.reach(whole).position, &log.reach(part).position);
     whole == part || whole.order() > part.order()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use hindsight_format::{Point, SliceName};
+
+    use super::*;
+
+    /// `(start, end]` of `bytes`: position n is at second n.
+    fn slice(from: i64, to: i64, fence: u64, bytes: u64) -> StoredSlice {
+        let point = |n: i64| Point {
+            time: Timestamp::from_second(n).unwrap(),
+            position: Position::new(format!("{n:06}"), "1").unwrap(),
+        };
+        let name = SliceName { start: point(from), end: point(to), fence };
+        StoredSlice { stream: "rs0".into(), epoch: 1, name, stored_bytes: bytes }
+    }
+
+    /// A slice every 20 seconds up to `end`.
+    fn every_20(end: i64) -> Vec<StoredSlice> {
+        (0..end / 20).map(|n| slice(n * 20, n * 20 + 20, 1, 10)).collect()
+    }
+
+    fn bounds(slices: &[StoredSlice]) -> Vec<(i64, i64)> {
+        slices.iter().map(|s| (s.name.start.time.as_second(), s.name.end.time.as_second())).collect()
+    }
+
+    fn groups(slices: &[StoredSlice], limit: Option<i64>, max_bytes: u64) -> Vec<Vec<(i64, i64)>> {
+        let limit = limit.map(|second| Timestamp::from_second(second).unwrap());
+        slices_to_merge(slices, 1, limit, max_bytes).iter().map(|group| bounds(group)).collect()
+    }
+
+    #[test]
+    fn complete_windows_are_merged_and_the_newest_is_left_alone() {
+        let minute = vec![(0, 20), (20, 40), (40, 60)];
+        assert_eq!(groups(&every_20(100), None, 1000), vec![minute.clone()]);
+        // A limit holds back what the newest slice would allow.
+        assert_eq!(groups(&every_20(180), Some(119), 1000), vec![minute.clone()]);
+        assert_eq!(groups(&every_20(40), None, 1000), Vec::<Vec<_>>::new());
+        assert_eq!(groups(&[], None, 1000), Vec::<Vec<_>>::new());
+    }
+
+    #[test]
+    fn no_group_outgrows_its_limit() {
+        assert_eq!(groups(&every_20(60), None, 20), vec![vec![(0, 20), (20, 40)]]);
+        assert_eq!(groups(&every_20(60), None, 10), Vec::<Vec<_>>::new());
+        let mut slices = every_20(60);
+        slices[1].stored_bytes = 5000;
+        assert_eq!(groups(&slices, None, 100), Vec::<Vec<_>>::new());
+    }
+
+    #[test]
+    fn what_does_not_meet_is_not_merged() {
+        let mut slices = every_20(120);
+        slices.remove(1);
+        assert_eq!(groups(&slices, None, 1000), vec![vec![(60, 80), (80, 100), (100, 120)]]);
+    }
+
+    #[test]
+    fn what_is_merged_is_not_merged_again() {
+        let mut slices = every_20(100);
+        slices.push(slice(0, 60, 2, 25));
+        assert_eq!(groups(&slices, None, 1000), Vec::<Vec<_>>::new());
+        assert_eq!(bounds(&redundant(&slices)), [(0, 20), (20, 40), (40, 60)]);
+        slices.retain(|s| s.name.fence == 2 || s.name.start.time.as_second() >= 60);
+        assert_eq!(redundant(&slices), vec![]);
+    }
+
+    #[test]
+    fn whatever_a_cut_off_deletion_left_is_found_again() {
+        let parts = every_20(60);
+        for left in 0..8_usize {
+            let left: Vec<_> =
+                parts.iter().enumerate().filter(|(n, _)| left & (1 << n) != 0).map(|(_, s)| s.clone()).collect();
+            let slices = [left.clone(), vec![slice(0, 60, 2, 25), slice(60, 90, 1, 10)]].concat();
+            assert_eq!(redundant(&slices), left);
+        }
+    }
+
+    #[test]
+    fn a_slice_by_which_others_come_in_is_kept() {
+        // (10,30] spans (20,30], but what came by (0,20] goes on only there.
+        let slices = vec![slice(0, 20, 1, 1), slice(20, 30, 1, 1), slice(10, 30, 2, 1)];
+        assert_eq!(redundant(&slices), vec![]);
+    }
+
+    #[test]
+    fn a_slice_that_leads_further_is_kept() {
+        // From 20 the log goes on, from 30 it does not.
+        let slices = vec![slice(0, 20, 1, 1), slice(20, 50, 1, 1), slice(0, 30, 2, 1)];
+        assert_eq!(redundant(&slices), vec![]);
+    }
+
+    #[test]
+    fn of_the_same_bounds_the_higher_fence_is_kept() {
+        let slices = vec![slice(0, 20, 1, 1), slice(0, 20, 2, 1)];
+        assert_eq!(redundant(&slices), vec![slice(0, 20, 1, 1)]);
+    }
+}

@@ -115,10 +115,7 @@ fn as_it_is(base: Option<&String>, time: Timestamp) -> Nearest {
 
 /// The target is later than all ranges, of which `before` is the last.
 fn after_last(timeline: &Timeline, before: &Range, target: Timestamp) -> Refusal {
-    let is_behind = |gap: &&Gap| {
-        gap.epoch >= before.epoch && gap.start.as_ref().is_some_and(|start| rank(start) >= rank(&before.end))
-    };
-    match timeline.gaps.iter().find(is_behind) {
+    match timeline.gaps.iter().find(|gap| is_behind(gap, before)) {
         Some(gap) => Refusal::InGap { target, gap: Box::new(gap.clone()), before: Some(last(before)), after: None },
         None => {
             let captured = timeline.unbacked.iter().map(|log| log.end.time).max();
@@ -127,14 +124,20 @@ fn after_last(timeline: &Timeline, before: &Range, target: Timestamp) -> Refusal
     }
 }
 
+/// Whether a break of the log is what ends a range, or a later one. (Where slices overlap without
+/// meeting, the break begins before the range's end.)
+fn is_behind(gap: &Gap, range: &Range) -> bool {
+    let start = gap.start.as_ref().unwrap_or(&gap.end);
+    gap.epoch >= range.epoch && rank(&gap.end) >= rank(&range.end) && rank(start) >= rank(&range.start)
+}
+
 /// What cannot be restored between two ranges, and why `target` cannot.
 fn between(timeline: &Timeline, before: &Range, after: &Range, target: Timestamp) -> Gap {
     let (start, end) = (&before.end, &after.start);
-    let mut breaks = timeline.gaps.iter().filter(|gap| {
-        (before.epoch..=after.epoch).contains(&gap.epoch)
-            && gap.end.time <= end.time
-            && gap.start.as_ref().is_some_and(|gap| gap.time >= start.time)
-    });
+    let mut breaks = timeline
+        .gaps
+        .iter()
+        .filter(|gap| gap.epoch <= after.epoch && is_behind(gap, before) && rank(&gap.end) <= rank(&after.start));
     let at = |from: Timestamp, to: Timestamp| (from..=to).contains(&target);
     let hole = breaks.clone().find(|gap| gap.start.as_ref().is_some_and(|start| at(start.time, gap.end.time)));
     let log = timeline.unbacked.iter().find(|log| at(log.start.time, log.end.time));
