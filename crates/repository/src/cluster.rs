@@ -166,7 +166,7 @@ impl ClusterRepository {
 
     /// Opens an object; `expect` is what a manifest says about it.
     pub async fn object_reader(&self, key: &str, expect: Option<&ObjectRef>) -> Result<ObjectReader> {
-        ObjectReader::open(self.repository.store().clone(), key, expect).await
+        ObjectReader::open(self.repository.store().clone(), key, expect, None).await
     }
 
     /// The numbers of the numbered records in a folder, ascending.

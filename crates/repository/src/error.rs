@@ -311,6 +311,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn failures_are_told_apart() {
+        let generic = |text: &str| object_store::Error::Generic { store: "S3", source: text.to_owned().into() };
+        let io = |kind: io::ErrorKind| object_store::Error::Generic {
+            store: "LocalFileSystem",
+            source: io::Error::from(kind).into(),
+        };
+        let missing = |text: &str| object_store::Error::NotFound { path: "k".into(), source: text.to_owned().into() };
+        for (error, kind) in [
+            (missing("404"), FailureKind::NotFound),
+            (missing("<Code>NoSuchBucket</Code>"), FailureKind::NoBucket),
+            (generic("<Code>SlowDown</Code>"), FailureKind::Busy),
+            (generic("Error performing GET http://169.254.169.254/latest"), FailureKind::Credentials),
+            (generic("<Code>SignatureDoesNotMatch</Code>"), FailureKind::Credentials),
+            (generic("error sending request"), FailureKind::Unreachable),
+            (generic("?"), FailureKind::Other),
+            (io(io::ErrorKind::PermissionDenied), FailureKind::Permission),
+            (io(io::ErrorKind::ReadOnlyFilesystem), FailureKind::Permission),
+            (io(io::ErrorKind::StorageFull), FailureKind::Full),
+            (io(io::ErrorKind::ConnectionRefused), FailureKind::Unreachable),
+        ] {
+            let failure = Failure::of("write", &error);
+            assert_eq!(failure.kind, kind, "{error}");
+            assert!(!failure.why.contains('\n'));
+        }
+        assert!(Error::store("read", "k", &missing("404")).is_missing());
+        let no_bucket = Error::store("read", "k", &missing("NoSuchBucket"));
+        assert!(!no_bucket.is_missing() && !no_bucket.is_retryable());
+    }
+
+    #[test]
     fn texts_become_one_line_without_secrets() {
         let text = "GET https://a/b?sv=1&sig=abc%2F&X-Amz-Signature=00ff&z=1\n  failed (sig=q)";
         assert_eq!(one_line(text), "GET https://a/b?sv=1&sig=…&X-Amz-Signature=…&z=1 failed (sig=…)");

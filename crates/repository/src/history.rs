@@ -77,20 +77,19 @@ impl ClusterRepository {
         self.repository().store().delete(&self.slice_key(slice)).await
     }
 
-    /// Opens a captured slice. See [`ClusterRepository::slice_reader_at`].
+    /// Opens a captured slice, and checks that it holds what its name promises.
     pub async fn slice_reader(&self, slice: &StoredSlice) -> Result<ObjectReader> {
-        self.slice_reader_at(&self.slice_key(slice), &slice.name).await
+        self.open_slice(&self.slice_key(slice), &slice.name, Some(slice.stored_bytes)).await
     }
 
-    /// Opens a slice that belongs to a snapshot. See [`ClusterRepository::slice_reader_at`].
+    /// Opens a slice that belongs to a snapshot, and checks that it holds what its name promises.
     pub async fn snapshot_slice_reader(&self, id: &str, stream: &str, name: &SliceName) -> Result<ObjectReader> {
         let key = self.keys().snapshot_object(id, &format!("{stream}/{name}"));
-        self.slice_reader_at(&key, name).await
+        self.open_slice(&key, name, None).await
     }
 
-    /// Opens a slice and checks that it holds what its name promises.
-    pub async fn slice_reader_at(&self, key: &str, name: &SliceName) -> Result<ObjectReader> {
-        let reader = self.object_reader(key, None).await?;
+    async fn open_slice(&self, key: &str, name: &SliceName, size: Option<u64>) -> Result<ObjectReader> {
+        let reader = ObjectReader::open(self.repository().store().clone(), key, None, size).await?;
         let footer = reader.footer();
         match &footer.log {
             Some(log) if footer.kind == ObjectKind::Slice => {

@@ -47,8 +47,10 @@ struct Run {
 
 impl ObjectReader {
     /// Opens an object: reads its footer and checks all that can be checked without the frames.
-    pub(crate) async fn open(store: Store, key: &str, expect: Option<&ObjectRef>) -> Result<Self> {
-        let (mut size, mut tail) = store.tail(key, FIRST_TAIL).await?;
+    /// `size` is what a listing said.
+    pub(crate) async fn open(store: Store, key: &str, expect: Option<&ObjectRef>, size: Option<u64>) -> Result<Self> {
+        let size = expect.map(|expect| expect.stored_bytes).or(size);
+        let (mut size, mut tail) = store.tail(key, size, FIRST_TAIL).await?;
         if let Some(expect) = expect.filter(|expect| expect.stored_bytes != size) {
             let why = format!("it has {size} bytes, the manifest says {}", expect.stored_bytes);
             return Err(Error::damaged(key, why));
@@ -58,7 +60,7 @@ impl ObjectReader {
                 Tail::Found(layout) => break *layout,
                 Tail::NeedsMore(length) => {
                     let known = tail.len() as u64;
-                    (size, tail) = store.tail(key, length).await?;
+                    (size, tail) = store.tail(key, Some(size), length).await?;
                     if (tail.len() as u64) <= known {
                         return Err(Error::damaged(key, "its footer could not be read whole"));
                     }

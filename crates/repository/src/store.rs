@@ -1,5 +1,6 @@
 //! The object store behind a repository, by keys, with errors that name them.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ const MAX_RECORD: u64 = 64 << 20;
 /// How long to wait, where the store lets several creators win, until all of them have written.
 const SETTLE: Duration = Duration::from_secs(1);
 const CREATE_ATTEMPTS: u32 = 5;
+const TAIL_ATTEMPTS: u32 = 3;
 
 /// An object found by listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +30,16 @@ pub(crate) struct Entry {
 }
 
 /// The store, rooted at the repository's prefix.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Store {
     inner: Arc<dyn ObjectStore>,
+}
+
+impl fmt::Debug for Store {
+    /// The store's name only: its settings may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Store({})", self.inner)
+    }
 }
 
 fn path(key: &str) -> Result<Path> {
@@ -57,30 +66,36 @@ impl Store {
         }
     }
 
-    /// The size of an object and its last `length` bytes.
-    pub(crate) async fn tail(&self, key: &str, length: u64) -> Result<(u64, Bytes)> {
+    /// The size of an object and its last `length` bytes. With the size that the object should have
+    /// this takes one request. Ranges that count from the end would do without, but Azure and
+    /// others do not know them.
+    pub(crate) async fn tail(&self, key: &str, expected: Option<u64>, length: u64) -> Result<(u64, Bytes)> {
         let at = path(key)?;
-        let suffix = GetOptions { range: Some(GetRange::Suffix(length)), ..GetOptions::default() };
         let fail = |error: &StoreError| Error::store("read", key, error);
-        let found = match self.inner.get_opts(&at, suffix).await {
-            Ok(found) => found,
-            Err(error @ StoreError::NotFound { .. }) => return Err(fail(&error)),
-            Err(error) => {
-                // Azure has no suffix ranges, and others answer "not satisfiable" for empty objects.
-                let size = self.inner.head(&at).await.map_err(|error| fail(&error))?.size;
-                if size == 0 {
-                    return Ok((0, Bytes::new()));
-                }
-                if !matches!(error, StoreError::NotSupported { .. }) {
-                    return Err(fail(&error));
-                }
-                let bytes = self.range(key, size.saturating_sub(length)..size).await?;
-                return Ok((size, bytes));
-            }
+        let head = async || Ok::<_, Error>(self.inner.head(&at).await.map_err(|error| fail(&error))?.size);
+        let mut size = match expected {
+            Some(size) if size > 0 => size,
+            _ => head().await?,
         };
-        let size = found.meta.size;
-        let bytes = found.bytes().await.map_err(|error| fail(&error))?;
-        Ok((size, bytes))
+        for _ in 0..TAIL_ATTEMPTS {
+            if size == 0 {
+                return Ok((0, Bytes::new()));
+            }
+            let range = Some(GetRange::Bounded(size.saturating_sub(length)..size));
+            size = match self.inner.get_opts(&at, GetOptions { range, ..GetOptions::default() }).await {
+                Ok(found) if found.meta.size == size => {
+                    return Ok((size, found.bytes().await.map_err(|error| fail(&error))?));
+                }
+                Ok(found) => found.meta.size,
+                Err(error @ StoreError::NotFound { .. }) => return Err(fail(&error)),
+                // The object may end before the range begins.
+                Err(error) => match head().await? {
+                    real if real == size => return Err(fail(&error)),
+                    real => real,
+                },
+            };
+        }
+        Err(Error::damaged(key, "its size keeps changing"))
     }
 
     /// Some bytes of an object; fewer when it ends before.

@@ -1,6 +1,7 @@
 //! Writing a framed object: at once when it is small, in parts of bounded memory when it is not.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use bytes::Bytes;
 use hindsight_format::{FORMAT_VERSION, FrameEntry, LogSummary, ObjectKind};
@@ -53,7 +54,6 @@ pub struct WrittenObject {
 
 /// Writes one object frame by frame. Nothing is visible under its key before
 /// [`ObjectWriter::finish`] has succeeded; a writer that is dropped leaves nothing.
-#[derive(Debug)]
 pub struct ObjectWriter {
     store: Store,
     key: String,
@@ -67,6 +67,13 @@ pub struct ObjectWriter {
     parts: u64,
     upload: Option<Box<dyn MultipartUpload>>,
     in_flight: JoinSet<object_store::Result<()>>,
+}
+
+impl fmt::Debug for ObjectWriter {
+    /// Without the upload, which may tell the store's secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectWriter").field("key", &self.key).field("stored_bytes", &self.stored_bytes).finish()
+    }
 }
 
 impl ObjectWriter {
@@ -220,7 +227,48 @@ impl Drop for ObjectWriter {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use object_store::ObjectStoreExt;
+    use object_store::memory::InMemory;
+
     use super::*;
+    use crate::frames::encode_frame;
+    use crate::repository::Repository;
+
+    /// Many parts, the sizes of which grow, on a store that keeps them in memory.
+    #[tokio::test]
+    async fn small_parts_make_the_same_object() {
+        let store = Arc::new(InMemory::new());
+        let sizes = PartSizes { first: 100, equal: 4, step: 2 };
+        let repository = Repository::over_sized(store.clone(), "memory://", sizes).await.unwrap();
+        let cluster = repository.cluster("c").unwrap();
+        for length in [0_usize, 1, 70, 99, 100, 101, 5_000, 20_000] {
+            let key = cluster.keys().snapshot_object("s", &format!("o{length}"));
+            let raw: Vec<u8> = (0..length).map(|at| (at * at % 251) as u8).collect();
+            let mut writer = cluster.object_writer(key.clone(), ObjectKind::Data).await;
+            for piece in raw.chunks(777) {
+                writer.write(encode_frame(piece, 1, 0).unwrap()).await.unwrap();
+            }
+            let written = writer.finish(None).await.unwrap();
+            let stored = store.get(&key.as_str().into()).await.unwrap().bytes().await.unwrap();
+            assert_eq!(written.stored_bytes, stored.len() as u64);
+            assert_eq!(zstd::decode_all(stored.as_ref()).unwrap(), raw);
+            cluster.object_reader(&key, None).await.unwrap().verify().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_has_a_largest_number_of_parts() {
+        let sizes = PartSizes { first: 8, equal: u64::MAX / 2, step: 1 };
+        let repository = Repository::over_sized(Arc::new(InMemory::new()), "memory://", sizes).await.unwrap();
+        let cluster = repository.cluster("c").unwrap();
+        let mut writer = cluster.object_writer(cluster.keys().snapshot_object("s", "o"), ObjectKind::Data).await;
+        let noise: Vec<u8> =
+            (0..90_000_u32).flat_map(|at| blake3::hash(&at.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
+        let error = writer.write(encode_frame(&noise, 1, 0).unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains("10000 parts"), "{error}");
+    }
 
     #[test]
     fn parts_grow_late_and_reach_far() {
