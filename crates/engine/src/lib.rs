@@ -92,9 +92,19 @@ pub struct SnapshotRequest {
     pub parallel: u32,
 }
 
+/// Stands between what only reads and what changes the target.
+#[async_trait]
+pub trait Gate: Send + Sync {
+    /// Called once, when everything that can be read and checked beforehand was; the target is
+    /// changed only after this has returned.
+    async fn cross(&self) -> Result<()>;
+}
+
 /// How to restore, where the user has a say.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RestoreOptions {
+    /// To be crossed before the first change.
+    pub gate: std::sync::Arc<dyn Gate>,
     /// Connections that write at the same time; 0 lets the engine choose.
     pub parallel: u32,
     /// Bytes of memory for the folded log before it spills to disk.

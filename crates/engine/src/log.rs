@@ -62,6 +62,16 @@ impl LogBuffer {
         self.summary.start == self.summary.end
     }
 
+    /// A copy of what was read, which also stays.
+    pub fn copy(&self) -> Self {
+        Self {
+            raw: self.raw.clone(),
+            frame_ends: self.frame_ends.clone(),
+            summary: self.summary.clone(),
+            substantial: self.substantial,
+        }
+    }
+
     /// Takes what was read, leaving an empty buffer that goes on where it ends.
     pub fn take(&mut self) -> Self {
         let next = Self::starting_at(self.summary.end.clone());

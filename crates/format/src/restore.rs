@@ -15,6 +15,8 @@ pub struct RestoreRecord {
     pub id: String,
     /// Where it stands.
     pub state: RestoreState,
+    /// Whether anything was changed in the target. Once it was, only success makes the target whole.
+    pub touched: bool,
     /// The step it is at, or was at when it failed, for people.
     pub step: String,
     /// When it was begun.

@@ -1,1 +1,25 @@
-//! hindsight-jobs
+//! The long jobs: backup, restore, and the agent that captures.
+//!
+//! A job takes what it needs from an engine and a repository, and adds what makes it safe: leases,
+//! epochs, records, settings. Command line and server only call what is here.
+
+mod agent;
+mod backup;
+mod capture;
+mod error;
+mod merge;
+mod operation;
+mod overview;
+mod place;
+mod restore;
+
+pub use agent::{Agent, CAPTURE_LEASE, Tuning};
+pub use backup::{BackupRequest, backup};
+pub use error::JobError;
+pub use operation::OPERATION_LEASE;
+pub use overview::{Captured, Overview, history, overview};
+pub use place::{find_cluster, register};
+pub use restore::{Proposal, RestoreRequest, propose, restore};
+
+/// Result of a job.
+pub type Result<T> = std::result::Result<T, JobError>;

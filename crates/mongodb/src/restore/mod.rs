@@ -38,11 +38,12 @@ pub(crate) async fn run(
 ) -> Result<RestoreTotals> {
     // Everything up to the fold only reads. Damage found here leaves the target as it is.
     let catalog = stored::load(&job.cluster, &plan.base).await?;
-    job.progress.step("folding the log", Some(log_bytes(plan)));
+    job.progress.step("folding the log", Some(plan.log_bytes));
     let mut folded = fold(job, plan, &catalog, options).await?;
     let wanted = schema::wanted(&folded.catalog, selection);
     let readers = data::open(job, plan).await?;
     job.check()?;
+    options.gate.cross().await?;
 
     job.progress.step("dropping what is replaced", None);
     schema::clear(&cluster.client, selection).await?;
@@ -71,10 +72,6 @@ pub(crate) async fn run(
         indexes,
         log_records: folded.records,
     })
-}
-
-fn log_bytes(plan: &RestorePlan) -> u64 {
-    plan.log_bytes
 }
 
 /// Reads the snapshot's own log and what follows it, and folds it.

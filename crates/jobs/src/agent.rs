@@ -1,0 +1,354 @@
+//! The agent: captures the log of a cluster for as long as it is told to.
+//!
+//! It is a loop over one question: may I capture now, and from where? The answer changes with the
+//! settings, with restores, with other agents, and with what the server's log still holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hindsight_catalog::{History, chains};
+use hindsight_engine::{Engine, EngineError, LogReader, LogStart, Progress};
+use hindsight_format::{
+    ClusterConfig, GapRecord, LeaseRecord, Operation, OperationKind, Point, RestoreState, StoredSlice, format_time,
+};
+use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::backup::{BackupRequest, backup};
+use crate::capture::{Capture, Place};
+use crate::operation::OPERATION_LEASE;
+use crate::{JobError, Result, merge, overview};
+
+/// Name of the lease under which one agent captures.
+pub const CAPTURE_LEASE: &str = "capture";
+
+/// How often and how long the agent does things; the defaults are right outside of tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Settings, restores and other agents are looked for this often.
+    pub poll: Duration,
+    /// Pause before a failed store is tried again.
+    pub retry_pause: Duration,
+    /// How long to read on when asked to stop.
+    pub farewell: Duration,
+    /// Small slices are looked through this often.
+    pub merge_every: Duration,
+    /// Pause before a snapshot that could not be taken is tried again.
+    pub snapshot_pause: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_secs(1),
+            retry_pause: Duration::from_secs(2),
+            farewell: Duration::from_secs(5),
+            merge_every: Duration::from_secs(60),
+            snapshot_pause: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The agent of one cluster.
+#[derive(Clone)]
+pub struct Agent {
+    engine: Arc<dyn Engine>,
+    cluster: ClusterRepository,
+    tuning: Tuning,
+}
+
+/// Why capture rests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Rest {
+    SwitchedOff,
+    Restore(String),
+    HalfRestored(String),
+    OtherAgent(String),
+}
+
+impl std::fmt::Display for Rest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::SwitchedOff => f.write_str("capture is switched off (pitr.enabled=false)"),
+            Self::Restore(id) => write!(f, "capture waits for restore {id}"),
+            Self::HalfRestored(id) => {
+                write!(f, "the cluster is half restored by {id}: capture waits until a restore has succeeded")
+            }
+            Self::OtherAgent(host) => write!(f, "standing by: the agent on {host} captures"),
+        }
+    }
+}
+
+impl Agent {
+    /// An agent for the cluster that `engine` is connected to, kept in `cluster`.
+    pub fn new(engine: Arc<dyn Engine>, cluster: ClusterRepository) -> Self {
+        Self { engine, cluster, tuning: Tuning::default() }
+    }
+
+    /// The same with other times.
+    #[must_use]
+    pub fn tuned(mut self, tuning: Tuning) -> Self {
+        self.tuning = tuning;
+        self
+    }
+
+    /// Works until cancelled; then stores what it has and returns.
+    pub async fn run(&self, cancel: CancellationToken) -> Result<()> {
+        let mut told = None;
+        while !cancel.is_cancelled() {
+            match self.turn(&cancel).await {
+                Ok(rest) => {
+                    if rest.is_some() && rest != told {
+                        if let Some(rest) = &rest {
+                            tracing::info!("{rest}");
+                        }
+                    }
+                    told = rest;
+                }
+                Err(error) => {
+                    tracing::error!(hint = error.hint(), "{error}");
+                    told = None;
+                    self.pause(self.tuning.retry_pause, &cancel).await;
+                }
+            }
+            self.pause(self.tuning.poll, &cancel).await;
+        }
+        Ok(())
+    }
+
+    async fn pause(&self, time: Duration, cancel: &CancellationToken) {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = cancel.cancelled() => {}
+        }
+    }
+
+    /// One attempt to capture; returns why there is nothing to do, or after a session.
+    async fn turn(&self, cancel: &CancellationToken) -> Result<Option<Rest>> {
+        let config = self.cluster.config().await?.1;
+        if let Some(rest) = self.must_rest(&config).await? {
+            return Ok(Some(rest));
+        }
+        let operation = Operation { kind: OperationKind::Capture, id: self.cluster.name().to_owned(), detail: String::new() };
+        let lease = match self.cluster.acquire(CAPTURE_LEASE, operation, DEFAULT_TTL).await? {
+            Acquired::Held(lease) => Arc::new(lease),
+            Acquired::Busy(record) => return Ok(Some(Rest::OtherAgent(record.holder.host))),
+        };
+        let session = self.session(lease.clone(), config, cancel).await;
+        if let Some(lease) = Arc::into_inner(lease) {
+            lease.release().await?;
+        }
+        session.map(|()| None)
+    }
+
+    async fn must_rest(&self, config: &ClusterConfig) -> Result<Option<Rest>> {
+        if !config.pitr.enabled {
+            return Ok(Some(Rest::SwitchedOff));
+        }
+        let running = self.cluster.lease_state(OPERATION_LEASE).await?;
+        let running = running.filter(|lease| self.cluster.lease_is_live(OPERATION_LEASE, lease));
+        if let Some(LeaseRecord { operation: Operation { kind: OperationKind::Restore, id, .. }, .. }) = running {
+            return Ok(Some(Rest::Restore(id)));
+        }
+        let epoch = self.cluster.current_epoch().await?;
+        if epoch > 1 {
+            let restores = self.cluster.restores().await?;
+            let newest = restores.into_iter().rev().find(|record| record.new_epoch == Some(epoch));
+            if let Some(record) = newest.filter(|record| record.touched && record.state != RestoreState::Success) {
+                return Ok(Some(Rest::HalfRestored(record.id)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Captures under the lease until it must rest, the lease is lost, or the epoch ends.
+    async fn session(&self, lease: Arc<Lease>, config: ClusterConfig, cancel: &CancellationToken) -> Result<()> {
+        let probe = self.engine.probe().await?;
+        let epoch = self.cluster.current_epoch().await?;
+        let stream = probe.streams.first().cloned().unwrap_or_default();
+        let place = Place { cluster: self.cluster.clone(), stream: stream.clone(), epoch };
+        let history = overview::history(&self.cluster).await?;
+        let (reader, start) = self.open(&history, &place).await?;
+        tracing::info!(cluster = self.cluster.name(), epoch, after = %start, "capture begins");
+        let mut slices: Vec<StoredSlice> =
+            history.slices.into_iter().filter(|slice| slice.stream == stream && slice.epoch == epoch).collect();
+        slices.retain(|slice| slice.name.end.position.order() <= start.position.order());
+        let chain_start = chain_start(&slices, &place, &start);
+        let mut capture = Capture::new(place, lease.clone(), self.tuning, reader, start);
+
+        let mut config = config;
+        let mut polled = Instant::now();
+        let mut merged = Instant::now();
+        let mut snapshot = Snapshots::new(self.clone(), chain_start, epoch);
+        loop {
+            let ended = tokio::select! {
+                step = capture.step(&config.pitr) => step.map(|()| None),
+                () = cancel.cancelled() => Ok(Some("asked to stop")),
+                () = lost(&lease) => Ok(Some("another agent took over")),
+            };
+            let mut ended = ended?;
+            if ended.is_none() && polled.elapsed() >= self.tuning.poll {
+                polled = Instant::now();
+                match self.look_around(epoch).await {
+                    Ok(Ok(fresh)) => {
+                        config = fresh;
+                        snapshot.tend(cancel).await;
+                    }
+                    Ok(Err(why)) => ended = Some(why),
+                    // The repository is away: what is captured waits, and so does this.
+                    Err(error) => tracing::debug!(%error, "the repository does not answer"),
+                }
+            }
+            if let Some(why) = ended {
+                tracing::info!("capture ends: {why}");
+                snapshot.stop().await;
+                if lease.lost().is_cancelled() {
+                    return Ok(());
+                }
+                let head = self.engine.probe().await.ok().map(|probe| probe.head);
+                let durable = capture.finish(&config.pitr, head.as_ref()).await?;
+                tracing::info!(until = %durable, "everything captured is stored");
+                return Ok(());
+            }
+            if merged.elapsed() >= self.tuning.merge_every {
+                merged = Instant::now();
+                slices.append(&mut capture.stored);
+                let pitr = &config.pitr;
+                match merge::merge(&self.cluster, &lease, slices.clone(), pitr.oplog_span_min, pitr.compression_level, None).await {
+                    Ok(left) => slices = left,
+                    Err(error) => tracing::warn!(%error, "slices could not be merged"),
+                }
+            }
+        }
+    }
+
+    /// The present settings, or why this session is over.
+    async fn look_around(&self, epoch: u64) -> Result<std::result::Result<ClusterConfig, &'static str>> {
+        let config = self.cluster.config().await?.1;
+        if self.cluster.current_epoch().await? != epoch {
+            return Ok(Err("a restore began a new history"));
+        }
+        Ok(match self.must_rest(&config).await? {
+            None => Ok(config),
+            Some(Rest::SwitchedOff) => Err("it was switched off"),
+            Some(_) => Err("a restore is about to begin"),
+        })
+    }
+
+    /// Opens the log where the stored chain ends; or, when the server no longer has that, at the
+    /// newest snapshot or at the present end, with a record of the gap.
+    async fn open(&self, history: &History, place: &Place) -> Result<(Box<dyn LogReader>, Point)> {
+        let mut lost = None;
+        let ends = chains(history).into_iter().filter(|chain| chain.stream == place.stream && chain.epoch == place.epoch);
+        let end = ends.map(|chain| chain.end).max_by(|a, b| a.position.order().cmp(b.position.order()));
+        if let Some(end) = &end {
+            match self.engine.open_log(Some(end)).await? {
+                LogStart::Continues(reader) => return Ok((reader, end.clone())),
+                LogStart::Lost { cause } => lost = Some(cause),
+            }
+        }
+        let snapshots = history.snapshots.iter().filter(|s| s.epoch == place.epoch && s.namespaces.is_empty());
+        let newest = snapshots.filter_map(|s| s.consistent_at(&place.stream)).max_by(|a, b| a.position.order().cmp(b.position.order()));
+        let later = newest.filter(|at| end.as_ref().is_none_or(|end| at.position.order() > end.position.order()));
+        if let Some(at) = later {
+            if let LogStart::Continues(reader) = self.engine.open_log(Some(at)).await? {
+                self.record_gap(place, end, at, lost).await?;
+                return Ok((reader, at.clone()));
+            }
+        }
+        let head = self.engine.probe().await?.head;
+        match self.engine.open_log(Some(&head)).await? {
+            LogStart::Continues(reader) => {
+                self.record_gap(place, end, &head, lost).await?;
+                Ok((reader, head))
+            }
+            LogStart::Lost { cause } => {
+                Err(EngineError::new(hindsight_engine::FailureKind::Server, format!("the log cannot be followed: {cause}")).into())
+            }
+        }
+    }
+
+    async fn record_gap(&self, place: &Place, start: Option<Point>, end: &Point, cause: Option<String>) -> Result<()> {
+        let Some(cause) = cause else { return Ok(()) };
+        tracing::error!("gap in the log from {} to {}: {cause}", start.as_ref().map_or("-".to_owned(), ToString::to_string), end);
+        let gap = GapRecord { start, end: end.clone(), cause, detected_at: Timestamp::now() };
+        Ok(self.cluster.put_gap(&place.stream, place.epoch, &gap).await?)
+    }
+}
+
+/// Where the chain begins that goes on after `start`.
+fn chain_start(slices: &[StoredSlice], place: &Place, start: &Point) -> Point {
+    let history = History { slices: slices.to_vec(), ..History::default() };
+    let chain = chains(&history).into_iter().find(|chain| {
+        chain.stream == place.stream && chain.epoch == place.epoch && chain.end.position == start.position
+    });
+    chain.map_or_else(|| start.clone(), |chain| chain.start)
+}
+
+async fn lost(lease: &Lease) {
+    lease.lost().cancelled().await;
+}
+
+/// Sees to it that what is captured rests on a snapshot.
+struct Snapshots {
+    agent: Agent,
+    /// Where the captured chain begins: a base must not be older.
+    chain_start: Point,
+    epoch: u64,
+    based: bool,
+    running: Option<(tokio::task::JoinHandle<()>, CancellationToken)>,
+    not_before: Instant,
+}
+
+impl Snapshots {
+    fn new(agent: Agent, chain_start: Point, epoch: u64) -> Self {
+        Self { agent, chain_start, epoch, based: false, running: None, not_before: Instant::now() }
+    }
+
+    /// Takes a snapshot where there is none to rest on. Never fails: it is tried again later.
+    async fn tend(&mut self, cancel: &CancellationToken) {
+        if self.based || Instant::now() < self.not_before {
+            return;
+        }
+        if self.running.as_ref().is_some_and(|(task, _)| !task.is_finished()) {
+            return;
+        }
+        match self.has_base().await {
+            Ok(true) => self.based = true,
+            Ok(false) => {
+                self.not_before = Instant::now() + self.agent.tuning.snapshot_pause;
+                tracing::info!("no snapshot covers what is captured: taking one");
+                let (agent, stop) = (self.agent.clone(), cancel.child_token());
+                let cancelled = stop.clone();
+                let task = tokio::spawn(async move {
+                    let progress = Progress::default();
+                    match backup(&*agent.engine, &agent.cluster, &BackupRequest::default(), &progress, &cancelled).await {
+                        Ok(manifest) => tracing::info!(snapshot = manifest.id, at = format_time(manifest.restore_time()), "snapshot taken"),
+                        Err(JobError::Busy(record)) => tracing::info!("no snapshot yet: a {} is running", record.operation.kind),
+                        Err(error) => tracing::error!(hint = error.hint(), "no snapshot could be taken: {error}"),
+                    }
+                });
+                self.running = Some((task, stop));
+            }
+            Err(error) => tracing::debug!(%error, "the repository does not answer"),
+        }
+    }
+
+    async fn has_base(&self) -> Result<bool> {
+        let snapshots = self.agent.cluster.snapshots().await?;
+        Ok(snapshots.iter().filter(|s| s.epoch == self.epoch && s.namespaces.is_empty()).any(|snapshot| {
+            snapshot.streams.values().all(|part| part.last.position.order() >= self.chain_start.position.order())
+        }))
+    }
+
+    async fn stop(&mut self) {
+        if let Some((task, stop)) = self.running.take() {
+            stop.cancel();
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "the snapshot ended badly");
+            }
+        }
+    }
+}

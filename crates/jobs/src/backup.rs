@@ -1,0 +1,67 @@
+//! Taking a snapshot.
+
+use hindsight_engine::{Engine, Job, Progress, SnapshotRequest};
+use hindsight_format::{OperationKind, SnapshotManifest, format_time};
+use hindsight_repository::ClusterRepository;
+use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use crate::Result;
+use crate::operation::Exclusive;
+
+/// What the user has a say in.
+#[derive(Clone, Debug, Default)]
+pub struct BackupRequest {
+    /// Namespace patterns; empty for everything.
+    pub namespaces: Vec<String>,
+    /// zstd level; none for the cluster's setting.
+    pub compression_level: Option<i32>,
+    /// Readers at the same time; none for the cluster's setting.
+    pub parallel: Option<u32>,
+}
+
+/// Takes a snapshot of the connected cluster, and stores it.
+pub async fn backup(
+    engine: &dyn Engine,
+    cluster: &ClusterRepository,
+    request: &BackupRequest,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<SnapshotManifest> {
+    let config = cluster.config().await?.1.backup;
+    let id = new_name(cluster.snapshot_ids_in_use().await?);
+    let exclusive = Exclusive::take(cluster, OperationKind::Backup, &id, cancel).await?;
+    let job = Job { cluster: cluster.clone(), progress: progress.clone(), cancel: exclusive.cancel.clone() };
+    let snapshot = SnapshotRequest {
+        id: id.clone(),
+        epoch: cluster.current_epoch().await?,
+        namespaces: request.namespaces.clone(),
+        compression_level: request.compression_level.unwrap_or(config.compression_level),
+        parallel: request.parallel.unwrap_or(config.num_parallel_collections),
+    };
+    let taken = async {
+        let manifest = engine.snapshot(&job, &snapshot).await?;
+        job.check()?;
+        cluster.put_manifest(&manifest).await?;
+        Ok(manifest)
+    }
+    .await;
+    if taken.is_err() {
+        // What was stored belongs to nothing. What cannot be removed now is told apart by having
+        // no manifest.
+        if let Err(error) = cluster.delete_snapshot(&id).await {
+            tracing::warn!(snapshot = id, %error, "the objects of the failed backup could not be removed");
+        }
+    }
+    exclusive.release().await?;
+    taken
+}
+
+/// A name that nothing stored has: the present time, or the next free second.
+pub(crate) fn new_name(used: Vec<String>) -> String {
+    let mut time = Timestamp::now();
+    while used.contains(&format_time(time)) {
+        time += SignedDuration::from_secs(1);
+    }
+    format_time(time)
+}

@@ -1,0 +1,73 @@
+//! What there is and what goes on: the basis of `list` and `status`.
+
+use hindsight_catalog::{History, Timeline, timeline};
+use hindsight_format::{ClusterConfig, ClusterDescriptor, LeaseRecord, RestoreRecord};
+use hindsight_repository::ClusterRepository;
+
+use crate::Result;
+use crate::agent::CAPTURE_LEASE;
+use crate::operation::OPERATION_LEASE;
+
+/// Everything about one cluster that the repository tells.
+#[derive(Debug)]
+pub struct Overview {
+    /// Which cluster it is.
+    pub descriptor: Option<ClusterDescriptor>,
+    /// Its settings.
+    pub config: ClusterConfig,
+    /// What is stored.
+    pub history: History,
+    /// What can be restored.
+    pub timeline: Timeline,
+    /// The epoch in which it is now.
+    pub epoch: u64,
+    /// Restores of its history, oldest first.
+    pub restores: Vec<RestoreRecord>,
+    /// The backup or restore that runs.
+    pub operation: Option<LeaseRecord>,
+    /// The capture.
+    pub capture: Captured,
+}
+
+/// The state of the capture.
+#[derive(Debug)]
+pub enum Captured {
+    /// An agent is at work.
+    Running(LeaseRecord),
+    /// No agent has it; the last one that had, if any.
+    Idle(Option<LeaseRecord>),
+}
+
+/// Reads everything that timelines and plans are made of.
+pub async fn history(cluster: &ClusterRepository) -> Result<History> {
+    // Slices first: a snapshot that is stored meanwhile is then at worst not connected yet.
+    let slices = cluster.slices().await?;
+    let (snapshots, epochs, gaps) = futures::try_join!(cluster.snapshots(), cluster.epochs(), cluster.gaps())?;
+    Ok(History { cluster: cluster.name().to_owned(), snapshots, slices, epochs, gaps })
+}
+
+/// Reads everything about a cluster.
+pub async fn overview(cluster: &ClusterRepository) -> Result<Overview> {
+    let history = history(cluster).await?;
+    let (descriptor, config, restores, operation, capture) = futures::try_join!(
+        cluster.descriptor(),
+        cluster.config(),
+        cluster.restores(),
+        cluster.lease_state(OPERATION_LEASE),
+        cluster.lease_state(CAPTURE_LEASE),
+    )?;
+    let live = |name: &str, lease: &LeaseRecord| cluster.lease_is_live(name, lease);
+    Ok(Overview {
+        descriptor,
+        config: config.1,
+        timeline: timeline(&history),
+        epoch: cluster.current_epoch().await?,
+        history,
+        restores,
+        operation: operation.filter(|lease| live(OPERATION_LEASE, lease)),
+        capture: match capture {
+            Some(lease) if live(CAPTURE_LEASE, &lease) => Captured::Running(lease),
+            other => Captured::Idle(other),
+        },
+    })
+}

@@ -1,0 +1,308 @@
+//! Restoring: propose, confirm, carry out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hindsight_catalog::{Cut, RestorePlan, Target, plan};
+use hindsight_engine::{Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Selection};
+use hindsight_format::{
+    EpochCause, FORMAT_VERSION, LeaseRecord, OperationKind, RestoreRecord, RestoreState, RestoreTotals, format_time,
+};
+use hindsight_repository::{ClusterRepository, DEFAULT_TTL, Error as RepositoryError, Repository};
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::CAPTURE_LEASE;
+use crate::backup::new_name;
+use crate::operation::Exclusive;
+use crate::overview::history;
+use crate::{JobError, Result};
+
+/// MiB of folded log in memory where the settings say nothing.
+const FOLD_MEMORY_MIB: usize = 96;
+/// A plan is made anew this often when slices that it names were merged meanwhile.
+const REPLANS: u32 = 5;
+
+/// What the user asks for.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// The restore point.
+    pub target: Target,
+    /// The base snapshot to use; none for the best one.
+    pub base: Option<String>,
+    /// Which namespaces, under which name.
+    pub selection: Selection,
+    /// Connections that write; none for the cluster's setting.
+    pub parallel: Option<u32>,
+}
+
+/// What a restore would do: everything was checked that can be without changing anything.
+#[derive(Debug)]
+pub struct Proposal {
+    /// The cluster whose history it is.
+    pub source: ClusterRepository,
+    /// What was asked for.
+    pub request: RestoreRequest,
+    /// What will be read.
+    pub plan: RestorePlan,
+    /// What will happen to the target.
+    pub preview: Preview,
+    /// The cluster that is written to, where the repository knows it.
+    pub target: Option<ClusterRepository>,
+    /// The agent that captures the target now, and will be suspended.
+    pub capture: Option<LeaseRecord>,
+    /// Whether the target's capture is switched on, so that it begins anew afterwards.
+    pub captures_afterwards: bool,
+}
+
+impl Proposal {
+    /// The restore point in words.
+    pub fn restore_point(&self) -> String {
+        match &self.plan.cut {
+            Cut::AtSnapshotEnd => format!("the end of snapshot {}", self.plan.base.id),
+            Cut::Before(time) => format!("just before {}", format_time(*time)),
+            Cut::Through { order } => format!("through position {order}"),
+        }
+    }
+}
+
+/// Plans a restore of the history of `source` into the connected cluster. Changes nothing.
+pub async fn propose(
+    engine: &dyn Engine,
+    repository: &Repository,
+    source: &ClusterRepository,
+    request: RestoreRequest,
+) -> Result<Proposal> {
+    let plan = plan(&history(source).await?, &request.target, request.base.as_deref(), Timestamp::now())?;
+    let preview = engine.prepare_restore(source, &plan, &request.selection).await?;
+    let known = repository.clusters().await?;
+    let target = known.iter().find(|cluster| cluster.identity == preview.into);
+    let target = target.map(|cluster| repository.cluster(&cluster.name)).transpose()?;
+    let (mut capture, mut captures_afterwards) = (None, false);
+    if let Some(target) = &target {
+        capture = target.lease_state(CAPTURE_LEASE).await?.filter(|lease| target.lease_is_live(CAPTURE_LEASE, lease));
+        captures_afterwards = target.config().await?.1.pitr.enabled;
+    }
+    Ok(Proposal { source: source.clone(), request, plan, preview, target, capture, captures_afterwards })
+}
+
+/// The record of a restore, kept up to date in the repository.
+struct Recorder {
+    source: ClusterRepository,
+    target: Option<ClusterRepository>,
+    record: Mutex<RestoreRecord>,
+}
+
+impl Recorder {
+    async fn change(&self, change: impl FnOnce(&mut RestoreRecord)) -> Result<RestoreRecord> {
+        let mut record = self.record.lock().await;
+        change(&mut record);
+        for place in self.places() {
+            place.put_restore(&record).await?;
+        }
+        Ok(record.clone())
+    }
+
+    /// The history's cluster, and the one written to where that is another.
+    fn places(&self) -> impl Iterator<Item = &ClusterRepository> {
+        let other = self.target.as_ref().filter(|target| target.name() != self.source.name());
+        std::iter::once(&self.source).chain(other)
+    }
+}
+
+#[async_trait]
+impl Gate for Recorder {
+    /// From here on the target is changed: its history ends here, a new epoch begins.
+    async fn cross(&self) -> hindsight_engine::Result<()> {
+        let mut epoch = None;
+        if let Some(target) = &self.target {
+            let id = self.record.lock().await.id.clone();
+            epoch = Some(target.begin_epoch(EpochCause::Restore(id)).await?.number);
+        }
+        let changed = self.change(|record| {
+            record.touched = true;
+            record.new_epoch = epoch;
+        });
+        match changed.await {
+            Ok(_) => Ok(()),
+            Err(JobError::Repository(error)) => Err(error.into()),
+            Err(other) => Err(EngineError::new(hindsight_engine::FailureKind::Local, other.to_string())),
+        }
+    }
+}
+
+/// Carries out what was proposed.
+pub async fn restore(
+    engine: &dyn Engine,
+    proposal: &Proposal,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<RestoreRecord> {
+    let source = &proposal.source;
+    let used = source.restores().await?.into_iter().map(|record| record.id).collect();
+    let id = new_name(used);
+    let mut exclusive = vec![Exclusive::take(source, OperationKind::Restore, &id, cancel).await?];
+    let cancel = match exclusive.first() {
+        Some(own) => own.cancel.clone(),
+        None => cancel.clone(),
+    };
+    if let Some(target) = proposal.target.as_ref().filter(|target| target.name() != source.name()) {
+        exclusive.push(Exclusive::take(target, OperationKind::Restore, &id, &cancel).await?);
+    }
+    let done = carry_out(engine, proposal, &id, progress, &cancel, &exclusive).await;
+    for lease in exclusive.into_iter().rev() {
+        lease.release().await?;
+    }
+    done
+}
+
+async fn carry_out(
+    engine: &dyn Engine,
+    proposal: &Proposal,
+    id: &str,
+    progress: &Progress,
+    cancel: &CancellationToken,
+    exclusive: &[Exclusive],
+) -> Result<RestoreRecord> {
+    let recorder = Arc::new(Recorder {
+        source: proposal.source.clone(),
+        target: proposal.target.clone(),
+        record: Mutex::new(first_record(proposal, id)),
+    });
+    recorder.change(|_| {}).await?;
+    let run = async {
+        if let Some(target) = &proposal.target {
+            progress.step("waiting for the agent to store what it has", None);
+            suspend_capture(target, progress).await?;
+        }
+        let told = tell_steps(progress, exclusive);
+        let run = run_planned(engine, proposal, &recorder, progress, cancel);
+        tokio::select! {
+            totals = run => totals,
+            () = told => unreachable_end(),
+        }
+    };
+    let result = run.await;
+    let step = progress.current().name;
+    let record = recorder
+        .change(|record| {
+            record.finished_at = Some(Timestamp::now());
+            record.step = step;
+            match &result {
+                Ok(totals) => {
+                    record.state = RestoreState::Success;
+                    record.totals = *totals;
+                }
+                Err(error) => {
+                    record.state = RestoreState::Error;
+                    record.error = Some(error.to_string());
+                }
+            }
+        })
+        .await;
+    // The first failure is the one to tell.
+    result?;
+    record
+}
+
+/// Steps are told for as long as the restore runs, so that this is never awaited to its end.
+fn unreachable_end() -> Result<RestoreTotals> {
+    Err(EngineError::cancelled().into())
+}
+
+async fn tell_steps(progress: &Progress, exclusive: &[Exclusive]) {
+    let mut steps = progress.watch();
+    loop {
+        let step = steps.borrow_and_update().name.clone();
+        exclusive.iter().for_each(|lease| lease.tell(&step));
+        if steps.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn first_record(proposal: &Proposal, id: &str) -> RestoreRecord {
+    RestoreRecord {
+        format: FORMAT_VERSION,
+        id: id.to_owned(),
+        state: RestoreState::InProgress,
+        touched: false,
+        step: "starting".to_owned(),
+        started_at: Timestamp::now(),
+        finished_at: None,
+        snapshot: proposal.plan.base.id.clone(),
+        target: proposal.restore_point(),
+        namespaces: proposal.request.selection.patterns().to_vec(),
+        renamed: proposal.request.selection.renaming().map(|r| format!("{}={}", r.from, r.to)),
+        into: proposal.preview.into.clone(),
+        into_hosts: proposal.preview.into_hosts.clone(),
+        new_epoch: None,
+        totals: RestoreTotals::default(),
+        error: None,
+        run_by: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// Waits until the agent has stored what it has read and let go, or is gone.
+async fn suspend_capture(target: &ClusterRepository, progress: &Progress) -> Result<()> {
+    let begun = std::time::Instant::now();
+    let limit = 2 * DEFAULT_TTL;
+    loop {
+        let lease = target.lease_state(CAPTURE_LEASE).await?;
+        let Some(lease) = lease.filter(|lease| target.lease_is_live(CAPTURE_LEASE, lease)) else { return Ok(()) };
+        if begun.elapsed() > limit {
+            progress.warn(format!(
+                "the agent on {} did not let go within {} s; what it had not stored yet of the old history is not kept",
+                lease.holder.host,
+                limit.as_secs()
+            ));
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Runs the plan. Slices may be merged while it is made: then it is made again.
+async fn run_planned(
+    engine: &dyn Engine,
+    proposal: &Proposal,
+    recorder: &Arc<Recorder>,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<RestoreTotals> {
+    let config = proposal.source.config().await?.1.restore;
+    let fold_memory = match config.fold_memory_mib {
+        0 => FOLD_MEMORY_MIB,
+        mib => mib as usize,
+    } << 20;
+    let options = RestoreOptions {
+        gate: recorder.clone(),
+        parallel: proposal.request.parallel.unwrap_or(config.num_insertion_workers),
+        fold_memory,
+        scratch: std::env::temp_dir(),
+    };
+    let job = Job { cluster: proposal.source.clone(), progress: progress.clone(), cancel: cancel.clone() };
+    let mut current = proposal.plan.clone();
+    for _ in 0..REPLANS {
+        let selection = &proposal.request.selection;
+        match engine.restore(&job, &current, selection, &proposal.preview, &options).await {
+            Err(error) if is_missing(&error) && !recorder.record.lock().await.touched => {
+                let history = history(&proposal.source).await?;
+                let again = plan(&history, &proposal.request.target, Some(&current.base.id), Timestamp::now())?;
+                if again == current {
+                    return Err(error.into());
+                }
+                current = again;
+            }
+            other => return Ok(other?),
+        }
+    }
+    Err(EngineError::damaged("the stored log kept changing while it was read").hint("try again").into())
+}
+
+fn is_missing(error: &EngineError) -> bool {
+    let source = error.source.as_ref().and_then(|source| source.downcast_ref::<RepositoryError>());
+    source.is_some_and(RepositoryError::is_missing)
+}

@@ -1,0 +1,106 @@
+//! What the tests of jobs share.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use hindsight_catalog::Target;
+use hindsight_engine::{Engine, Progress, Selection};
+use hindsight_format::{RestoreRecord, SnapshotManifest};
+use hindsight_jobs::{Agent, BackupRequest, RestoreRequest, Tuning, backup, propose, register, restore};
+use hindsight_mongodb::MongoEngine;
+use hindsight_repository::{ClusterRepository, Repository, RepositorySpec};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A repository in a temporary folder.
+pub struct Store {
+    _folder: Option<tempfile::TempDir>,
+    pub repository: Repository,
+}
+
+impl Store {
+    pub async fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let repository = Repository::open_or_create(&RepositorySpec::new(folder.path().display().to_string())).await?;
+        // KEEP=1 leaves the repository for a look afterwards.
+        if std::env::var_os("KEEP").is_some() {
+            eprintln!("repository: {}", folder.keep().display());
+            return Ok(Self { _folder: None, repository });
+        }
+        Ok(Self { _folder: Some(folder), repository })
+    }
+
+    /// The connected cluster, registered.
+    pub async fn protect(&self, uri: &str, name: Option<&str>) -> Result<Protected> {
+        let engine: Arc<dyn Engine> = Arc::new(MongoEngine::new(uri));
+        let cluster = register(&self.repository, name, &engine.probe().await?).await?;
+        Ok(Protected { repository: self.repository.clone(), engine, cluster })
+    }
+}
+
+/// A cluster with its place in a repository.
+#[derive(Clone)]
+pub struct Protected {
+    pub repository: Repository,
+    pub engine: Arc<dyn Engine>,
+    pub cluster: ClusterRepository,
+}
+
+impl Protected {
+    pub async fn backup(&self) -> Result<SnapshotManifest> {
+        let (progress, cancel) = (Progress::default(), CancellationToken::new());
+        Ok(backup(&*self.engine, &self.cluster, &BackupRequest::default(), &progress, &cancel).await?)
+    }
+
+    pub async fn set(&self, key: &str, value: &str) -> Result<()> {
+        self.cluster.update_config(|config| config.with(key, value)).await?;
+        Ok(())
+    }
+
+    /// Starts an agent with short times.
+    pub fn agent(&self) -> Running {
+        let tuning = Tuning {
+            poll: Duration::from_millis(200),
+            merge_every: Duration::from_secs(3),
+            snapshot_pause: Duration::from_secs(1),
+            ..Tuning::default()
+        };
+        let agent = Agent::new(self.engine.clone(), self.cluster.clone()).tuned(tuning);
+        let cancel = CancellationToken::new();
+        let token = cancel.clone();
+        Running { task: tokio::spawn(async move { agent.run(token).await.map_err(Into::into) }), cancel }
+    }
+
+    /// Restores the history of `self` into `into`.
+    pub async fn restore_into(&self, into: &Protected, target: Target, selection: Selection) -> Result<RestoreRecord> {
+        self.restore_through(&*into.engine, target, selection).await
+    }
+
+    pub async fn restore_through(&self, engine: &dyn Engine, target: Target, selection: Selection) -> Result<RestoreRecord> {
+        let request = RestoreRequest { target, base: None, selection, parallel: None };
+        let proposal = propose(engine, &self.repository, &self.cluster, request).await?;
+        Ok(restore(engine, &proposal, &Progress::default(), &CancellationToken::new()).await?)
+    }
+}
+
+/// An agent at work.
+pub struct Running {
+    task: JoinHandle<Result<()>>,
+    cancel: CancellationToken,
+}
+
+impl Running {
+    /// Asks it to stop, and waits.
+    pub async fn stop(self) -> Result<()> {
+        self.cancel.cancel();
+        self.task.await?
+    }
+}
+
+/// Shows what happens when `RUST_LOG` is set.
+pub fn logging() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+}
