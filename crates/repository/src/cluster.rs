@@ -117,7 +117,8 @@ impl ClusterRepository {
         Err(Error::damaged(key, format!("it is the manifest of the snapshot {}", manifest.id)))
     }
 
-    /// Completes a snapshot: everything that the manifest names must be stored before.
+    /// Completes a snapshot: everything that the manifest names must be stored before. Storing the
+    /// same again is fine; another one is [`Error::Exists`].
     pub async fn put_manifest(&self, manifest: &SnapshotManifest) -> Result<()> {
         check_name(&manifest.id, "snapshot name")?;
         let key = self.keys.manifest(&manifest.id);

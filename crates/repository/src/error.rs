@@ -174,15 +174,25 @@ impl Failure {
     }
 }
 
+/// Texts of errors that come down to missing or wrong credentials. The addresses are those of the
+/// metadata services that are asked when nothing else gives any.
+const BAD_CREDENTIALS: [&str; 7] = [
+    "169.254.169.254",
+    "metadata.google.internal",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "AuthenticationFailed",
+];
+
 fn kind_of(error: &object_store::Error, text: &str) -> FailureKind {
     use object_store::Error as E;
     let has = |needle: &str| text.contains(needle);
     let io = io_error(error);
     if has("NoSuchBucket") || has("ContainerNotFound") || has("The specified bucket does not exist") {
         FailureKind::NoBucket
-    } else if has("169.254.169.254") || has("metadata.google.internal") || has("InvalidAccessKeyId") {
-        FailureKind::Credentials
-    } else if has("SignatureDoesNotMatch") || has("ExpiredToken") || has("InvalidToken") {
+    } else if BAD_CREDENTIALS.iter().any(|needle| text.contains(needle)) {
         FailureKind::Credentials
     } else if matches!(error, E::NotFound { .. }) {
         FailureKind::NotFound
@@ -234,13 +244,25 @@ fn summary(kind: FailureKind, text: &str) -> String {
 /// What a person can do about it.
 fn hint(kind: FailureKind, doing: &str, text: &str) -> String {
     let local = text.contains("os error");
+    let azure = text.contains("MicrosoftAzure") || text.contains("core.windows.net");
+    let google = text.contains("GCS") || text.contains("google");
     match kind {
         FailureKind::NoBucket => "create it, or correct the repository's URL or endpoint".to_owned(),
         FailureKind::Permission if local => {
             "give the user that runs hindsight the right to read and write that folder, or choose another --repository"
                 .to_owned()
         }
+        FailureKind::Permission if azure => {
+            "give the account the role Storage Blob Data Contributor on the container".to_owned()
+        }
+        FailureKind::Permission if google => "give the account the role Storage Object User on the bucket".to_owned(),
         FailureKind::Permission => format!("allow {} for the repository's prefix", actions(doing)),
+        FailureKind::Credentials if azure => {
+            "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or give the machine an identity".to_owned()
+        }
+        FailureKind::Credentials if google => {
+            "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account".to_owned()
+        }
         FailureKind::Credentials => {
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role".to_owned()
         }
@@ -252,9 +274,10 @@ fn hint(kind: FailureKind, doing: &str, text: &str) -> String {
 }
 
 /// The permissions that an action needs, as Amazon S3 names them.
-pub(crate) fn actions(doing: &str) -> &'static str {
+fn actions(doing: &str) -> &'static str {
     match doing {
-        "read" => "s3:GetObject",
+        // Without the right to list, Amazon S3 answers "denied" also where there is nothing to read.
+        "read" => "s3:GetObject and s3:ListBucket",
         "list" => "s3:ListBucket",
         "delete" => "s3:DeleteObject",
         _ => "s3:PutObject and s3:AbortMultipartUpload",

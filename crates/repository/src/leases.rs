@@ -114,12 +114,18 @@ impl ClusterRepository {
     pub async fn acquire(&self, name: &str, operation: Operation, ttl: Duration) -> Result<Acquired> {
         let holder = holder();
         let acquired_at = Timestamp::now();
+        let mut watched = None;
         for _ in 0..ATTEMPTS {
             let newest = self.lease_state(name).await?;
             if let Some(record) = newest.as_ref().filter(|record| record.state == LeaseState::Held) {
                 match self.standing(name, record) {
                     Standing::Alive => return Ok(Acquired::Busy(record.clone())),
+                    // It moved on while it was watched: its clock is wrong, but it is at work.
+                    Standing::Doubtful(_) if watched.is_some_and(|number| number != record.number) => {
+                        return Ok(Acquired::Busy(record.clone()));
+                    }
                     Standing::Doubtful(wait) => {
+                        watched = Some(record.number);
                         tokio::time::sleep(wait).await;
                         continue;
                     }

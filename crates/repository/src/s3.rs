@@ -72,7 +72,11 @@ impl S3Options {
     pub(crate) async fn connect(&self, bucket: &str, patience: Patience) -> Result<Arc<dyn ObjectStore>> {
         let variable = |name: &str| std::env::var(name).ok();
         let options = self.clone().with_variables(variable)?;
-        let profile = profile::load(options.profile.as_deref(), variable)?;
+        // Whoever gives keys wants nothing from a profile that happens to be there.
+        let profile = match (&options.access_key_id, &options.profile) {
+            (Some(_), None) => Profile::default(),
+            (_, name) => profile::load(name.as_deref(), variable)?,
+        };
         let mut builder = options.builder(AmazonS3Builder::from_env(), bucket, &profile)?;
         if builder.get_config_value(&AmazonS3ConfigKey::Region).is_none() {
             let region = match endpoint_of(&builder) {

@@ -56,7 +56,7 @@ async fn a_repository_in_a_bucket() {
     assert_eq!(cluster.slices().await.unwrap(), parts);
     assert_eq!(cluster.slices_from("rs0", 1, Some(&parts[1].name)).await.unwrap(), parts[2..]);
     let merged = merge_slices(&cluster, "rs0", 1, &parts, 2, 3).await.unwrap();
-    assert_eq!(cluster.slices().await.unwrap(), [merged.clone()]);
+    assert_eq!(cluster.slices().await.unwrap(), std::slice::from_ref(&merged));
     assert_eq!(read_raw(&cluster.slice_reader(&merged).await.unwrap()).await.unwrap(), b"abcd");
 
     let operation = || hindsight_format::Operation {
