@@ -203,9 +203,11 @@ impl<'a> Entry<'a> {
                 _ => parts.take(&element)?,
             }
         }
-        let (Some((secs, inc)), Some(term)) = (ts, term) else {
-            return Err(malformed(Malformed("ts and t are missing")));
+        let Some((secs, inc)) = ts else {
+            return Err(malformed(Malformed("ts is missing")));
         };
+        // The entries that initiate a set come before its first election, and have no term.
+        let term = term.unwrap_or(0).max(0);
         Ok(Self {
             at: Optime { secs, inc, term },
             operation: parts.finish()?,

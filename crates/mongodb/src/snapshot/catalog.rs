@@ -56,6 +56,14 @@ pub(crate) fn uuid_bson(uuid: &Uuid) -> Bson {
     Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: uuid.to_vec() })
 }
 
+/// The UUID in a field.
+pub(crate) fn uuid_of(field: Option<&Bson>) -> Option<Uuid> {
+    match field {
+        Some(Bson::Binary(binary)) => binary.bytes.as_slice().try_into().ok(),
+        _ => None,
+    }
+}
+
 /// All collections that are to be protected and selected. Views need no listing of their own: they
 /// are documents of `system.views`.
 pub(crate) async fn list(source: &Source, selection: &Selection) -> Result<Vec<Found>> {
@@ -105,8 +113,7 @@ fn parse(db: &str, info: &Document) -> Result<Option<Found>> {
     }
     let bad = |e: &dyn std::fmt::Display| odd("listCollections", e);
     let name = info.get_str("name").map_err(|e| bad(&e))?.to_owned();
-    let uuid = info.get_document("info").and_then(|i| i.get_binary_generic("uuid")).map_err(|e| bad(&e))?;
-    let uuid = Uuid::try_from(uuid.as_slice()).map_err(|e| bad(&e))?;
+    let uuid = info.get_document("info").ok().and_then(|i| uuid_of(i.get("uuid"))).ok_or_else(|| bad(&"no UUID"))?;
     let options = info.get_document("options").cloned().unwrap_or_default();
     let db = db.to_owned();
     Ok(Some(Found { uuid, db, name, options, indexes: Vec::new(), bytes: 0, segments: Vec::new(), gone: false }))

@@ -5,7 +5,7 @@ use hindsight_engine::{EngineError, Job, Result, SnapshotRequest};
 use hindsight_format::{ObjectKind, ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, FRAME_TARGET, encode_frame};
 
-use super::catalog::{Found, uuid_bson};
+use super::catalog::{Found, uuid_bson, uuid_of};
 use crate::fold::{Base, Catalog, Collection};
 use crate::oplog::entry::{Uuid, next_document};
 use crate::optime::Optime;
@@ -64,7 +64,7 @@ impl StoredCollection {
             })
         };
         Some(Self {
-            uuid: doc.get_binary_generic("uuid").ok()?.as_slice().try_into().ok()?,
+            uuid: uuid_of(doc.get("uuid"))?,
             db: doc.get_str("db").ok()?.to_owned(),
             name: doc.get_str("name").ok()?.to_owned(),
             options: doc.get_document("options").ok()?.clone(),
@@ -73,10 +73,6 @@ impl StoredCollection {
         })
     }
 
-    /// Documents in the snapshot.
-    pub(crate) fn documents(&self) -> u64 {
-        self.segments.iter().map(|s| s.documents).sum()
-    }
 }
 
 /// Stores the catalog object.
