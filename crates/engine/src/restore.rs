@@ -101,9 +101,10 @@ impl Selection {
     /// Whether `db`.`coll` is meant.
     pub fn contains(&self, db: &str, coll: &str) -> bool {
         self.patterns.is_empty()
-            || self.patterns.iter().any(|pattern| {
-                pattern.split_once('.').is_some_and(|(d, c)| d == db && (c == "*" || c == coll))
-            })
+            || self
+                .patterns
+                .iter()
+                .any(|pattern| pattern.split_once('.').is_some_and(|(d, c)| d == db && (c == "*" || c == coll)))
     }
 
     /// The name under which `db`.`coll` is restored.

@@ -131,7 +131,8 @@ impl Agent {
         if let Some(rest) = self.must_rest(&config).await? {
             return Ok(Some(rest));
         }
-        let operation = Operation { kind: OperationKind::Capture, id: self.cluster.name().to_owned(), detail: String::new() };
+        let operation =
+            Operation { kind: OperationKind::Capture, id: self.cluster.name().to_owned(), detail: String::new() };
         let lease = match self.cluster.acquire(CAPTURE_LEASE, operation, DEFAULT_TTL).await? {
             Acquired::Held(lease) => Arc::new(lease),
             Acquired::Busy(record) => return Ok(Some(Rest::OtherAgent(record.holder.host))),
@@ -216,7 +217,16 @@ impl Agent {
                 merged = Instant::now();
                 slices.append(&mut capture.stored);
                 let pitr = &config.pitr;
-                match merge::merge(&self.cluster, &lease, slices.clone(), pitr.oplog_span_min, pitr.compression_level, None).await {
+                match merge::merge(
+                    &self.cluster,
+                    &lease,
+                    slices.clone(),
+                    pitr.oplog_span_min,
+                    pitr.compression_level,
+                    None,
+                )
+                .await
+                {
                     Ok(left) => slices = left,
                     Err(error) => tracing::warn!(%error, "slices could not be merged"),
                 }
@@ -241,7 +251,8 @@ impl Agent {
     /// newest snapshot or at the present end, with a record of the gap.
     async fn open(&self, history: &History, place: &Place) -> Result<(Box<dyn LogReader>, Point)> {
         let mut lost = None;
-        let ends = chains(history).into_iter().filter(|chain| chain.stream == place.stream && chain.epoch == place.epoch);
+        let ends =
+            chains(history).into_iter().filter(|chain| chain.stream == place.stream && chain.epoch == place.epoch);
         let end = ends.map(|chain| chain.end).max_by(|a, b| a.position.order().cmp(b.position.order()));
         if let Some(end) = &end {
             match self.engine.open_log(Some(end)).await? {
@@ -250,7 +261,9 @@ impl Agent {
             }
         }
         let snapshots = history.snapshots.iter().filter(|s| s.epoch == place.epoch && s.namespaces.is_empty());
-        let newest = snapshots.filter_map(|s| s.consistent_at(&place.stream)).max_by(|a, b| a.position.order().cmp(b.position.order()));
+        let newest = snapshots
+            .filter_map(|s| s.consistent_at(&place.stream))
+            .max_by(|a, b| a.position.order().cmp(b.position.order()));
         let later = newest.filter(|at| end.as_ref().is_none_or(|end| at.position.order() > end.position.order()));
         if let Some(at) = later {
             if let LogStart::Continues(reader) = self.engine.open_log(Some(at)).await? {
@@ -264,15 +277,21 @@ impl Agent {
                 self.record_gap(place, end, &head, lost).await?;
                 Ok((reader, head))
             }
-            LogStart::Lost { cause } => {
-                Err(EngineError::new(hindsight_engine::FailureKind::Server, format!("the log cannot be followed: {cause}")).into())
-            }
+            LogStart::Lost { cause } => Err(EngineError::new(
+                hindsight_engine::FailureKind::Server,
+                format!("the log cannot be followed: {cause}"),
+            )
+            .into()),
         }
     }
 
     async fn record_gap(&self, place: &Place, start: Option<Point>, end: &Point, cause: Option<String>) -> Result<()> {
         let Some(cause) = cause else { return Ok(()) };
-        tracing::error!("gap in the log from {} to {}: {cause}", start.as_ref().map_or("-".to_owned(), ToString::to_string), end);
+        tracing::error!(
+            "gap in the log from {} to {}: {cause}",
+            start.as_ref().map_or("-".to_owned(), ToString::to_string),
+            end
+        );
         let gap = GapRecord { start, end: end.clone(), cause, detected_at: Timestamp::now() };
         Ok(self.cluster.put_gap(&place.stream, place.epoch, &gap).await?)
     }
@@ -324,9 +343,16 @@ impl Snapshots {
                 let cancelled = stop.clone();
                 let task = tokio::spawn(async move {
                     let progress = Progress::default();
-                    match backup(&*agent.engine, &agent.cluster, &BackupRequest::default(), &progress, &cancelled).await {
-                        Ok(manifest) => tracing::info!(snapshot = manifest.id, at = format_time(manifest.restore_time()), "snapshot taken"),
-                        Err(JobError::Busy(record)) => tracing::info!("no snapshot yet: a {} is running", record.operation.kind),
+                    match backup(&*agent.engine, &agent.cluster, &BackupRequest::default(), &progress, &cancelled).await
+                    {
+                        Ok(manifest) => tracing::info!(
+                            snapshot = manifest.id,
+                            at = format_time(manifest.restore_time()),
+                            "snapshot taken"
+                        ),
+                        Err(JobError::Busy(record)) => {
+                            tracing::info!("no snapshot yet: a {} is running", record.operation.kind)
+                        }
                         Err(error) => tracing::error!(hint = error.hint(), "no snapshot could be taken: {error}"),
                     }
                 });

@@ -55,7 +55,13 @@ pub(crate) struct Capture {
 
 impl Capture {
     /// Begins after `start`, where the reader stands.
-    pub(crate) fn new(place: Place, lease: Arc<Lease>, tuning: Tuning, reader: Box<dyn LogReader>, start: Point) -> Self {
+    pub(crate) fn new(
+        place: Place,
+        lease: Arc<Lease>,
+        tuning: Tuning,
+        reader: Box<dyn LogReader>,
+        start: Point,
+    ) -> Self {
         Self {
             place,
             lease,
@@ -132,7 +138,8 @@ impl Capture {
         let idle = storing.idle;
         let ended = (&mut storing.task).await;
         self.storing = None;
-        let slice = ended.map_err(|e| EngineError::new(FailureKind::Local, format!("storing a slice ended: {e}")))??;
+        let slice =
+            ended.map_err(|e| EngineError::new(FailureKind::Local, format!("storing a slice ended: {e}")))??;
         self.idle_tail = idle.then(|| slice.clone());
         self.stored.retain(|known| known.name.start != slice.name.start);
         self.stored.push(slice.clone());
@@ -169,7 +176,8 @@ async fn store(
     let Place { cluster, stream, epoch } = place;
     let mut told = false;
     loop {
-        let name = SliceName { start: piece.summary.start.clone(), end: piece.summary.end.clone(), fence: lease.fence() };
+        let name =
+            SliceName { start: piece.summary.start.clone(), end: piece.summary.end.clone(), fence: lease.fence() };
         let key = cluster.keys().slice(&stream, epoch, &name);
         match piece.store(&cluster, key, level).await {
             Ok(written) => {

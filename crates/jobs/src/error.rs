@@ -39,7 +39,9 @@ impl JobError {
     pub fn kind(&self) -> Option<FailureKind> {
         match self {
             Self::Engine(error) => Some(error.kind),
-            Self::Repository(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. }) => Some(FailureKind::Damaged),
+            Self::Repository(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. }) => {
+                Some(FailureKind::Damaged)
+            }
             Self::Repository(_) => Some(FailureKind::Repository),
             _ => None,
         }

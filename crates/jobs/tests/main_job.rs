@@ -25,11 +25,18 @@ async fn a_snapshot_is_restored_into_another_cluster() -> Result<()> {
     let client = source.client().await?;
     let orders = client.database("shop").collection("orders");
     for batch in 0..20 {
-        let documents = (0..500).map(|n| doc! {"_id": batch * 500 + n, "item": format!("item {n}"), "tags": ["a", "b"]});
+        let documents =
+            (0..500).map(|n| doc! {"_id": batch * 500 + n, "item": format!("item {n}"), "tags": ["a", "b"]});
         orders.insert_many(documents).await?;
     }
-    client.database("shop").run_command(doc! {"createIndexes": "orders", "indexes": [{"key": {"item": 1}, "name": "by_item"}]}).await?;
-    client.database("shop").run_command(doc! {"create": "cheap", "viewOn": "orders", "pipeline": [{"$match": {"_id": {"$lt": 5}}}]}).await?;
+    client
+        .database("shop")
+        .run_command(doc! {"createIndexes": "orders", "indexes": [{"key": {"item": 1}, "name": "by_item"}]})
+        .await?;
+    client
+        .database("shop")
+        .run_command(doc! {"create": "cheap", "viewOn": "orders", "pipeline": [{"$match": {"_id": {"$lt": 5}}}]})
+        .await?;
     let expected = ClusterState::read(&client).await?;
 
     let store = Store::new().await?;
@@ -64,7 +71,8 @@ async fn the_second_before_a_disaster_is_restored_in_place() -> Result<()> {
 
     client.database("shop").collection::<bson::Document>("orders").drop().await?;
     client.database("junk").collection("junk").insert_one(doc! {"_id": 1}).await?;
-    let target = Target::Through { time: jiff::Timestamp::from_second(secs.into())?, order: format!("{secs:010}.{inc:010}") };
+    let target =
+        Target::Through { time: jiff::Timestamp::from_second(secs.into())?, order: format!("{secs:010}.{inc:010}") };
     let captured = async {
         while support_plan(&here, &target).await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;

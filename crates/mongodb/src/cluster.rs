@@ -206,7 +206,10 @@ pub(crate) fn optime(holder: &Document, field: &str) -> Result<Optime> {
 
 /// A reply that is not what servers send.
 pub(crate) fn odd(what: &str, error: &dyn std::fmt::Display) -> EngineError {
-    EngineError::new(hindsight_engine::FailureKind::Server, format!("the server's answer to {what} is not understood: {error}"))
+    EngineError::new(
+        hindsight_engine::FailureKind::Server,
+        format!("the server's answer to {what} is not understood: {error}"),
+    )
 }
 
 fn candidates(config: &Document, status: &Document) -> Vec<Candidate> {
@@ -215,7 +218,8 @@ fn candidates(config: &Document, status: &Document) -> Vec<Candidate> {
         members.iter().filter_map(|m| m.as_document().cloned()).collect()
     };
     let states = list(status);
-    let applied = |m: &Document| m.get_document("optime").and_then(|o| o.get_timestamp("ts")).map(|ts| i64::from(ts.time)).ok();
+    let applied =
+        |m: &Document| m.get_document("optime").and_then(|o| o.get_timestamp("ts")).map(|ts| i64::from(ts.time)).ok();
     let newest = states.iter().filter_map(applied).max();
     list(config)
         .into_iter()

@@ -56,8 +56,11 @@ fn not_accepted(doing: &str) -> EngineError {
 fn missing_privilege(doing: &str, message: &str) -> EngineError {
     // "not authorized on DB to execute command { NAME: ..." or "... requires authentication"
     if message.contains("requires authentication") {
-        return EngineError::new(FailureKind::Authentication, format!("the server wants a user and a password ({doing})"))
-            .hint("put them into the connection string: mongodb://user:password@host:27017/?replicaSet=rs0");
+        return EngineError::new(
+            FailureKind::Authentication,
+            format!("the server wants a user and a password ({doing})"),
+        )
+        .hint("put them into the connection string: mongodb://user:password@host:27017/?replicaSet=rs0");
     }
     let right = message
         .split_once("not authorized on ")

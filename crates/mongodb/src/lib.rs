@@ -119,7 +119,9 @@ pub(crate) fn cut(plan: &RestorePlan) -> Result<fold::Cut> {
         hindsight_catalog::Cut::Before(time) => {
             // Whole seconds: nothing of the second of T itself, and nothing after it.
             let ceiling = time.as_second() + i64::from(time.subsec_nanosecond() > 0);
-            fold::Cut::Before(u32::try_from(ceiling).map_err(|_| EngineError::damaged(format!("{time} is no time of an oplog")))?)
+            fold::Cut::Before(
+                u32::try_from(ceiling).map_err(|_| EngineError::damaged(format!("{time} is no time of an oplog")))?,
+            )
         }
         hindsight_catalog::Cut::Through { order } => {
             let parse = || {

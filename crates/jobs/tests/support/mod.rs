@@ -78,7 +78,12 @@ impl Protected {
         self.restore_through(&*into.engine, target, selection).await
     }
 
-    pub async fn restore_through(&self, engine: &dyn Engine, target: Target, selection: Selection) -> Result<RestoreRecord> {
+    pub async fn restore_through(
+        &self,
+        engine: &dyn Engine,
+        target: Target,
+        selection: Selection,
+    ) -> Result<RestoreRecord> {
         let request = RestoreRequest { target, base: None, selection, parallel: None };
         let proposal = propose(engine, &self.repository, &self.cluster, request).await?;
         Ok(restore(engine, &proposal, &Progress::default(), &CancellationToken::new()).await?)

@@ -114,7 +114,9 @@ impl Catalog {
                 }
             }
             b"drop" => {
-                let gone = operation.uuid.or_else(|| self.find(&format!("{db}.{}", first_text(&decode().ok()?, "drop").ok()?)));
+                let gone = operation
+                    .uuid
+                    .or_else(|| self.find(&format!("{db}.{}", first_text(&decode().ok()?, "drop").ok()?)));
                 gone.iter().for_each(|uuid| drop(self.collections.remove(uuid)));
                 return Ok(gone.into_iter().collect());
             }
@@ -260,10 +262,9 @@ impl Collection {
     fn modify_index(&mut self, change: &Document) {
         let wanted = change.get_str("name").ok();
         let pattern = change.get_document("keyPattern").ok();
-        let found = self
-            .indexes
-            .iter_mut()
-            .find(|(name, spec)| wanted == Some(name) || (pattern.is_some() && spec.get_document("key").ok() == pattern));
+        let found = self.indexes.iter_mut().find(|(name, spec)| {
+            wanted == Some(name) || (pattern.is_some() && spec.get_document("key").ok() == pattern)
+        });
         let Some((_, spec)) = found else { return };
         for (field, value) in change {
             match (field.as_str(), value) {

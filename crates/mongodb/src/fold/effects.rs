@@ -286,7 +286,11 @@ impl Passes {
     pub(crate) fn load(&mut self, number: usize) -> Result<Pass, EngineError> {
         let emptied = self.collections.iter().map(|(uuid, d)| (*uuid, d.emptied)).collect::<HashMap<_, _>>();
         let Some(spill) = &mut self.spill else {
-            return Ok(Pass { collections: std::mem::take(&mut self.collections), capped: self.capped.clone(), part: None });
+            return Ok(Pass {
+                collections: std::mem::take(&mut self.collections),
+                capped: self.capped.clone(),
+                part: None,
+            });
         };
         let group = self.groups.get(number).cloned().unwrap_or_default();
         let mut collections: HashMap<Uuid, Documents> = HashMap::new();
@@ -332,7 +336,13 @@ pub(crate) struct Pass {
 impl Pass {
     /// Decides about a document of the base, and appends what it is at the restore point to `out`.
     /// `key` is working memory.
-    pub(crate) fn merge(&self, uuid: &Uuid, doc: &[u8], key: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<Fate, EngineError> {
+    pub(crate) fn merge(
+        &self,
+        uuid: &Uuid,
+        doc: &[u8],
+        key: &mut Vec<u8>,
+        out: &mut Vec<u8>,
+    ) -> Result<Fate, EngineError> {
         let documents = self.collections.get(uuid);
         if let (Some(_), None) | (None, None) = (documents, &self.part) {
             if documents.is_none_or(|d| d.effects.is_empty() && d.emptied == 0) {
@@ -384,7 +394,9 @@ impl Pass {
         let effects = self.collections.get(uuid).into_iter().flat_map(|documents| documents.effects.values());
         let mut rest: Vec<(u64, &[u8])> = effects
             .filter_map(|effect| match effect {
-                Effect::Document { doc, sequence, done, .. } if !done.load(Ordering::Relaxed) => Some((*sequence, &**doc)),
+                Effect::Document { doc, sequence, done, .. } if !done.load(Ordering::Relaxed) => {
+                    Some((*sequence, &**doc))
+                }
                 _ => None,
             })
             .collect();

@@ -9,6 +9,9 @@ mod catalog;
 mod effects;
 mod spill;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 
 use hindsight_engine::EngineError;

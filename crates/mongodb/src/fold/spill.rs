@@ -48,7 +48,10 @@ impl Spill {
             tempfile::tempfile_in(scratch).map(|file| (BufWriter::with_capacity(32 << 10, file), 0)).map_err(|e| {
                 EngineError::new(
                     hindsight_engine::FailureKind::Local,
-                    format!("the folded log does not fit in memory, and {} cannot be written to: {e}", scratch.display()),
+                    format!(
+                        "the folded log does not fit in memory, and {} cannot be written to: {e}",
+                        scratch.display()
+                    ),
                 )
                 .hint("point TMPDIR at a folder with room")
             })

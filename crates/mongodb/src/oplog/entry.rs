@@ -33,8 +33,9 @@ impl Op {
             Some("c") => Self::Command,
             Some("n") => Self::Noop,
             other => {
-                return Err(EngineError::damaged(format!("the oplog has an entry of unknown kind {other:?}"))
-                    .hint("this server writes something that this version of Hindsight does not know: update Hindsight"));
+                return Err(EngineError::damaged(format!("the oplog has an entry of unknown kind {other:?}")).hint(
+                    "this server writes something that this version of Hindsight does not know: update Hindsight",
+                ));
             }
         })
     }

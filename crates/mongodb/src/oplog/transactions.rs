@@ -218,8 +218,11 @@ mod tests {
 
     #[test]
     fn a_chain_counts_where_it_commits() {
-        let entries =
-            [entry(10, 0, ops("a.1", true, false)), entry(11, 10, ops("a.2", true, false)), entry(12, 11, ops("a.3", false, false))];
+        let entries = [
+            entry(10, 0, ops("a.1", true, false)),
+            entry(11, 10, ops("a.2", true, false)),
+            entry(12, 11, ops("a.3", false, false)),
+        ];
         let seen = run(&entries, 0).unwrap();
         assert_eq!(seen, [("Insert a.1".into(), 12), ("Insert a.2".into(), 12), ("Insert a.3".into(), 12)]);
         assert!(run(&entries[..2], 0).unwrap().is_empty());

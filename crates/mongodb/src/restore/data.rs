@@ -108,7 +108,12 @@ fn segments(catalog: &StoredCatalog, wanted: &Wanted) -> HashMap<u32, Uuid> {
     used.flat_map(|c| c.segments.iter().map(|s| (s.id, c.uuid))).collect()
 }
 
-async fn run_pass(shared: &Arc<Shared>, segments: &HashMap<u32, Uuid>, readers: &[ObjectReader], workers: usize) -> Result<()> {
+async fn run_pass(
+    shared: &Arc<Shared>,
+    segments: &HashMap<u32, Uuid>,
+    readers: &[ObjectReader],
+    workers: usize,
+) -> Result<()> {
     let capped = |uuid: &Uuid| shared.wanted.target(uuid).is_some_and(super::schema::Target::is_capped);
     // Everything whose order is free.
     let frames = stream::iter(readers.to_vec()).map(|reader| {
@@ -205,7 +210,9 @@ impl Shared {
     }
 
     fn keep(&self, place: &(String, String), mut run: &[u8]) -> Result<()> {
-        let bad = |e: &dyn std::fmt::Display| EngineError::damaged(format!("a document of {}.{} is unreadable: {e}", place.0, place.1));
+        let bad = |e: &dyn std::fmt::Display| {
+            EngineError::damaged(format!("a document of {}.{} is unreadable: {e}", place.0, place.1))
+        };
         while let Some(document) = next_document(&mut run)? {
             let document = RawDocument::from_bytes(document).map_err(|e| bad(&e))?;
             let document = Document::try_from(document).map_err(|e| bad(&e))?;

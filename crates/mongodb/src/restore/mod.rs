@@ -21,8 +21,8 @@ pub(crate) use prepare::prepare;
 use crate::cluster::{Cluster, progress, wait_committed};
 use crate::failure::driver;
 use crate::fold::{Fold, Folded};
-use crate::optime::Optime;
 use crate::oplog::entry::next_document;
+use crate::optime::Optime;
 use crate::snapshot::stored::{self, StoredCatalog};
 
 /// Frames of log on their way to the fold.
@@ -139,7 +139,11 @@ async fn forward(job: &Job, reader: &ObjectReader, frames: &mpsc::Sender<bytes::
 }
 
 /// What was inserted must be there. Capped collections may have let go of their oldest.
-async fn check_counts(cluster: &Cluster, wanted: &schema::Wanted, inserted: &HashMap<crate::oplog::entry::Uuid, u64>) -> Result<()> {
+async fn check_counts(
+    cluster: &Cluster,
+    wanted: &schema::Wanted,
+    inserted: &HashMap<crate::oplog::entry::Uuid, u64>,
+) -> Result<()> {
     for collection in wanted.iter().filter(|c| !c.is_capped()) {
         let expected = inserted.get(&collection.uuid).copied().unwrap_or(0);
         let database = cluster.client.database(&collection.db);
@@ -149,7 +153,10 @@ async fn check_counts(cluster: &Cluster, wanted: &schema::Wanted, inserted: &Has
         if u64::try_from(found) != Ok(expected) {
             return Err(EngineError::new(
                 FailureKind::Server,
-                format!("{}.{} has {found} documents after the restore, {expected} were inserted", collection.db, collection.name),
+                format!(
+                    "{}.{} has {found} documents after the restore, {expected} were inserted",
+                    collection.db, collection.name
+                ),
             )
             .hint("was something else writing to it? stop it, and restore again"));
         }

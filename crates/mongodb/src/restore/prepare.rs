@@ -116,7 +116,8 @@ async fn check_rights(cluster: &Cluster) -> Result<()> {
         .flat_map(|privilege| privilege.get_array("actions").map(Vec::as_slice).unwrap_or_default())
         .filter_map(Bson::as_str)
         .collect();
-    for action in ["insert", "createCollection", "dropCollection", "createIndex", "bypassDocumentValidation", "collMod"] {
+    for action in ["insert", "createCollection", "dropCollection", "createIndex", "bypassDocumentValidation", "collMod"]
+    {
         if !granted.contains(action) {
             return Err(EngineError::new(
                 FailureKind::Privilege,

@@ -235,11 +235,10 @@ pub(super) async fn check_new_name(client: &Client, selection: &Selection) -> Re
         (name == "*" && !found.starts_with("system.")) || found == name
     });
     match taken.and_then(|info| info.get("name")) {
-        Some(Bson::String(taken)) => Err(EngineError::new(
-            FailureKind::Unsupported,
-            format!("{db}.{taken} exists already in the target"),
-        )
-        .hint("choose another --ns-to, or drop it first")),
+        Some(Bson::String(taken)) => {
+            Err(EngineError::new(FailureKind::Unsupported, format!("{db}.{taken} exists already in the target"))
+                .hint("choose another --ns-to, or drop it first"))
+        }
         _ => Ok(()),
     }
 }

@@ -65,7 +65,8 @@ pub(super) async fn copy(
     }
     let mut objects = Vec::new();
     while let Some(ended) = running.join_next().await {
-        let (stored, outcomes) = ended.map_err(|e| EngineError::new(FailureKind::Local, format!("a reader ended: {e}")))??;
+        let (stored, outcomes) =
+            ended.map_err(|e| EngineError::new(FailureKind::Local, format!("a reader ended: {e}")))??;
         objects.extend(stored);
         for outcome in outcomes {
             match outcome {
@@ -145,7 +146,10 @@ impl FrameSink {
         self.shared.job.progress.add(raw.len() as u64);
         let (level, segment) = (self.shared.level, self.segment);
         let encoding = tokio::task::spawn_blocking(move || encode_frame(&raw, level, segment));
-        self.frames.send(encoding).await.map_err(|_| EngineError::new(FailureKind::Repository, "storing the documents failed"))
+        self.frames
+            .send(encoding)
+            .await
+            .map_err(|_| EngineError::new(FailureKind::Repository, "storing the documents failed"))
     }
 
     async fn finish(mut self) -> Result<Vec<ObjectRef>> {

@@ -47,7 +47,9 @@ impl OwnLog {
     ) -> Result<Self> {
         let reader = match OplogReader::open(&source.client, first).await? {
             Opened::Continues(reader) => reader,
-            Opened::Lost(cause) => return Err(EngineError::new(FailureKind::Server, cause).hint("start the backup again")),
+            Opened::Lost(cause) => {
+                return Err(EngineError::new(FailureKind::Server, cause).hint("start the backup again"));
+            }
         };
         let writer = Writer {
             job: job.clone(),

@@ -92,8 +92,11 @@ async fn confirm(source: &Source, seen: Optime) -> Result<()> {
     let entry = entry.map_err(|e| driver("checking for a rollback", e))?;
     match entry.as_ref().map(|entry| Entry::parse(entry.as_bytes())).transpose()? {
         Some(entry) if entry.at == seen => Ok(()),
-        _ => Err(EngineError::new(FailureKind::Server, format!("{} was rolled back past {seen} while it was read", source.host))
-            .hint("start the backup again")),
+        _ => Err(EngineError::new(
+            FailureKind::Server,
+            format!("{} was rolled back past {seen} while it was read", source.host),
+        )
+        .hint("start the backup again")),
     }
 }
 

@@ -141,9 +141,10 @@ fn ended(error: mongodb::error::Error, doing: &str) -> Result<Ended> {
     use mongodb::error::ErrorKind;
     match (code_of(&error), &*error.kind) {
         (Some(code::NAMESPACE_NOT_FOUND), _) => Ok(Ended::Gone),
-        (Some(code::QUERY_PLAN_KILLED | code::CURSOR_NOT_FOUND | code::CAPPED_POSITION_LOST | code::INTERRUPTED), _) => {
-            Ok(Ended::Broken(error))
-        }
+        (
+            Some(code::QUERY_PLAN_KILLED | code::CURSOR_NOT_FOUND | code::CAPPED_POSITION_LOST | code::INTERRUPTED),
+            _,
+        ) => Ok(Ended::Broken(error)),
         (None, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } | ErrorKind::ServerSelection { .. }) => {
             Ok(Ended::Broken(error))
         }
@@ -200,7 +201,9 @@ async fn scan(
 
 /// `{_id: ...}` of a document.
 fn id_alone(document: &[u8]) -> Result<RawDocumentBuf> {
-    let bad = |e: &dyn std::fmt::Display| EngineError::new(FailureKind::Server, format!("a document has no readable _id: {e}"));
+    let bad = |e: &dyn std::fmt::Display| {
+        EngineError::new(FailureKind::Server, format!("a document has no readable _id: {e}"))
+    };
     let document = bson::RawDocument::from_bytes(document).map_err(|e| bad(&e))?;
     let id = document.get("_id").map_err(|e| bad(&e))?.ok_or_else(|| bad(&"missing"))?;
     let mut alone = RawDocumentBuf::new();

@@ -72,7 +72,6 @@ impl StoredCollection {
             segments: list("segments")?.iter().map(segment).collect::<Option<_>>()?,
         })
     }
-
 }
 
 /// Stores the catalog object.
@@ -89,7 +88,9 @@ pub(super) async fn store(
     let mut run = Vec::new();
     for document in std::iter::once(header).chain(stored) {
         let start = run.len();
-        document.to_writer(&mut run).map_err(|e| EngineError::damaged(format!("a catalog entry cannot be stored: {e}")))?;
+        document
+            .to_writer(&mut run)
+            .map_err(|e| EngineError::damaged(format!("a catalog entry cannot be stored: {e}")))?;
         debug_assert!(run.len() > start);
         if run.len() >= FRAME_TARGET {
             writer.write(encode_frame(&run, request.compression_level, 0)?).await?;
@@ -124,9 +125,10 @@ pub(crate) async fn load(cluster: &ClusterRepository, manifest: &SnapshotManifes
         }
     }
     let (header, rest) = documents.split_first().ok_or_else(damaged)?;
-    let read_from = header.get("readFrom").and_then(Bson::as_document).and_then(|d| {
-        Some(Optime::new(d.get_timestamp("ts").ok()?, d.get_i64("t").ok()?))
-    });
+    let read_from = header
+        .get("readFrom")
+        .and_then(Bson::as_document)
+        .and_then(|d| Some(Optime::new(d.get_timestamp("ts").ok()?, d.get_i64("t").ok()?)));
     Ok(StoredCatalog {
         read_from: read_from.ok_or_else(damaged)?,
         collections: rest.iter().map(StoredCollection::from_document).collect::<Option<_>>().ok_or_else(damaged)?,

@@ -1,0 +1,162 @@
+//! Torture: everything that breaks backup tools goes on while snapshots are taken and the oplog is
+//! captured; at random moments the server's own hashes are recorded; afterwards each moment is
+//! restored into an empty server and over the original, and compared.
+//!
+//! Short by default. The long form: `make torture`, or
+//! `TORTURE_SEEDS=1,2,3 TORTURE_MOMENTS=50 TORTURE_MEMBERS=1 cargo test --release -p hindsight-jobs --test torture`.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hindsight_catalog::Target;
+use hindsight_engine::Selection;
+use hindsight_testkit::workload::{Workload, WorkloadOptions};
+use hindsight_testkit::{ClusterState, ReplicaSet};
+use jiff::Timestamp;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use support::{Protected, Store, logging};
+
+/// A recorded moment.
+struct Moment {
+    number: usize,
+    target: Target,
+    state: ClusterState,
+    open_transactions: u64,
+}
+
+fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_moment_is_restored_exactly() -> Result<()> {
+    logging();
+    let seeds = std::env::var("TORTURE_SEEDS").unwrap_or_else(|_| "1,2".to_owned());
+    let moments = setting("TORTURE_MOMENTS", 6);
+    let members = setting("TORTURE_MEMBERS", 1);
+    let mut proven = 0;
+    for seed in seeds.split(',') {
+        let seed: u64 = seed.trim().parse().context("TORTURE_SEEDS")?;
+        let begun = Instant::now();
+        let restored = torture(seed, moments, members).await.with_context(|| format!("seed {seed}"))?;
+        proven += restored;
+        println!("seed {seed}: {moments} moments, {restored} exact restores, {:.0} s", begun.elapsed().as_secs_f32());
+    }
+    println!("torture: {proven} restores, all exact");
+    Ok(())
+}
+
+async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let source = ReplicaSet::builder().members(members).start().await?;
+    let client = source.client().await?;
+    let store = Store::new().await?;
+    let here = store.protect(&source.uri(), None).await?;
+    for (key, value) in [("pitr.enabled", "true"), ("pitr.uploadIntervalSec", "1"), ("pitr.oplogSpanMin", "1")] {
+        here.set(key, value).await?;
+    }
+    let agent = here.agent();
+    // Without a base nothing can be restored: it is taken while the workload is at work already.
+    let options = WorkloadOptions { failovers: members > 1, ..WorkloadOptions::default() };
+    let workload = Workload::start(client.clone(), seed, options).await?;
+    first_base(&here).await?;
+
+    let mut recorded = Vec::new();
+    let mut snapshot: Option<tokio::task::JoinHandle<Result<()>>> = None;
+    for number in 0..moments {
+        tokio::time::sleep(Duration::from_millis(random.random_range(50..1500))).await;
+        if workload.has_failed() {
+            break;
+        }
+        if snapshot.as_ref().is_none_or(|task| task.is_finished()) {
+            if let Some(task) = snapshot.take() {
+                task.await?.context("a snapshot under load")?;
+            }
+            if random.random_bool(0.4) {
+                let here = here.clone();
+                snapshot = Some(tokio::spawn(async move { here.backup().await.map(drop) }));
+            }
+        }
+        if members > 1 && random.random_bool(0.15) {
+            source.step_down().await?;
+        }
+        let paused = workload.pause_settled().await?;
+        let state = ClusterState::read(&client).await?;
+        let (secs, inc, _) = paused.optime;
+        let by_time = random.random_bool(0.5);
+        let target = if by_time {
+            // Nothing else happens in this second: "before the next one" is this moment.
+            let next = Timestamp::from_second(i64::from(secs) + 1)?;
+            while Timestamp::now() < next {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Target::Before(next)
+        } else {
+            Target::Through { time: Timestamp::from_second(secs.into())?, order: format!("{secs:010}.{inc:010}") }
+        };
+        recorded.push(Moment { number, target, state, open_transactions: paused.open_transactions });
+        paused.resume();
+    }
+    if let Some(task) = snapshot {
+        task.await?.context("a snapshot under load")?;
+    }
+    let stats = workload.stop().await?;
+    println!("seed {seed}: {stats}");
+    captured(&here, recorded.last().context("no moment was recorded")?).await?;
+    agent.stop().await?;
+    prove(&store, &here, &source, &recorded).await
+}
+
+/// The first snapshot is the agent's own: it takes one where nothing is there to rest on.
+async fn first_base(here: &Protected) -> Result<()> {
+    let begun = Instant::now();
+    while here.cluster.snapshots().await?.is_empty() {
+        ensure!(begun.elapsed() < Duration::from_secs(60), "the agent took no snapshot");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+async fn captured(here: &Protected, last: &Moment) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let history = hindsight_jobs::history(&here.cluster).await?;
+        let planned = hindsight_catalog::plan(&history, &last.target, None, Timestamp::now());
+        match planned {
+            Ok(_) => return Ok(()),
+            Err(why) => ensure!(begun.elapsed() < Duration::from_secs(60), "the last moment is not captured: {why}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Restores every moment twice, and compares.
+async fn prove(store: &Store, here: &Protected, source: &ReplicaSet, recorded: &[Moment]) -> Result<usize> {
+    let client = source.client().await?;
+    let mut restored = 0;
+    for moment in recorded {
+        let about = || {
+            format!("moment {} ({:?}, {} transactions open)", moment.number, moment.target, moment.open_transactions)
+        };
+        let empty = ReplicaSet::single().await?;
+        let there = store.protect(&empty.uri(), Some(&format!("empty-{}", moment.number))).await?;
+        let run = here.restore_into(&there, moment.target.clone(), Selection::default());
+        run.await.with_context(|| format!("{} into an empty server", about()))?;
+        compare(&empty.client().await?, moment).await.with_context(|| format!("{} in an empty server", about()))?;
+        let run = here.restore_into(here, moment.target.clone(), Selection::default());
+        run.await.with_context(|| format!("{} over the original", about()))?;
+        compare(&client, moment).await.with_context(|| format!("{} over the original", about()))?;
+        restored += 2;
+    }
+    Ok(restored)
+}
+
+async fn compare(client: &mongodb::Client, moment: &Moment) -> Result<()> {
+    let differences = ClusterState::read(client).await?.diff(&moment.state);
+    ensure!(differences.is_empty(), "not what it was:\n{}", differences.join("\n"));
+    Ok(())
+}
