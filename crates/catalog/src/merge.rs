@@ -199,6 +199,20 @@ mod tests {
     }
 
     #[test]
+    fn a_slice_with_which_the_log_may_yet_go_on_is_kept() {
+        // No run needs (10,20], as (0,15],(15,60] lead further; but (5,30] does not lead to 50.
+        let slices = [(0, 15), (15, 60), (5, 30), (10, 20), (20, 50)].map(|(from, to)| slice(from, to, 1, 1));
+        assert_eq!(redundant(&slices), vec![]);
+    }
+
+    #[test]
+    fn a_false_clock_does_not_make_a_hole_in_a_merged_slice() {
+        let mut slices = every_20(100);
+        slices[1].name.start.time = Timestamp::from_second(99).unwrap();
+        assert_eq!(groups(&slices, None, 1000), Vec::<Vec<_>>::new());
+    }
+
+    #[test]
     fn of_the_same_bounds_the_higher_fence_is_kept() {
         let slices = vec![slice(0, 20, 1, 1), slice(0, 20, 2, 1)];
         assert_eq!(redundant(&slices), vec![slice(0, 20, 1, 1)]);

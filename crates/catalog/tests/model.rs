@@ -353,6 +353,10 @@ proptest! {
                 prop_assert!(n(&log.end) <= n(&range.start) || n(&range.end) <= n(&log.start), "{:?} {:?}", log, range);
             }
         }
+        for log in &timeline.unbacked {
+            let held = |at| history.slices.iter().any(|s| s.epoch == log.epoch && n(&s.name.start) < at && at <= n(&s.name.end));
+            prop_assert!((n(&log.start) + 1..=n(&log.end)).all(held), "{:?}", log);
+        }
         // All that is stored is either in a range or listed as unbacked.
         for slice in &history.slices {
             for at in n(&slice.name.start) + 1..=n(&slice.name.end) {

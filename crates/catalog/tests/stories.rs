@@ -154,6 +154,11 @@ fn a_new_snapshot_after_a_gap_begins_a_new_range() {
 fn a_recorded_gap_that_was_filled_later_is_none() {
     let history = History { gaps: vec![gap(20, 30, "a failed upload")], ..plain() };
     assert_eq!(timeline(&history).gaps, vec![]);
+
+    // Nor is it the cause of the next one, which begins where it ended.
+    let history =
+        History { slices: vec![s(10, 20), s(20, 30), s(35, 40)], gaps: vec![gap(20, 30, "filled")], ..plain() };
+    assert!(holes(&timeline(&history))[0].2.starts_with("no record of the cause"));
 }
 
 #[test]
@@ -201,6 +206,14 @@ fn a_paused_writer_beside_its_successor_changes_nothing() {
 fn of_the_same_slice_twice_the_higher_fence_is_read() {
     let history = history(vec![base("a", 10)], vec![slice(p(10), p(20), 7), slice(p(10), p(20), 8), s(10, 20)]);
     assert_eq!(before(&history, 15).unwrap().streams[0].log[0].name.fence, 8);
+}
+
+#[test]
+fn of_two_ways_to_the_same_end_the_one_over_fewer_slices_is_read() {
+    // Merged under an old lease, whose parts a newer one stored again.
+    let parts = [slice(p(10), p(20), 5), slice(p(20), p(30), 5)];
+    let slices = [parts.to_vec(), vec![slice(p(10), p(30), 2), s(30, 40)]].concat();
+    assert_eq!(read(&before(&history(vec![base("a", 10)], slices), 40).unwrap()).1, [(10, 30), (30, 40)]);
 }
 
 #[test]
@@ -403,6 +416,29 @@ fn a_log_that_began_too_late_after_its_snapshot_has_a_cause() {
         refused(&history, 50).to_string(),
         "2021-02-03T00:00:50Z cannot be restored: the server's log had rolled over"
     );
+}
+
+#[test]
+fn of_several_streams_the_one_that_ends_first_ends_the_range() {
+    let shard = |name: &str, slice: StoredSlice| StoredSlice { stream: name.into(), ..slice };
+    let mut a = base("a", 10);
+    let mut part = a.streams["rs0"].clone();
+    part.last = p(14);
+    a.streams.insert("rs1".into(), part);
+
+    // Only one of the two is captured: the snapshot can be restored as it is, and no further.
+    let captured = vec![shard("rs1", s(14, 20)), shard("rs1", s(20, 30))];
+    let mut history = history(vec![a], captured);
+    assert_eq!(all_seen(&timeline(&history)), [want(&["a"], 14, 14, None)]);
+    let latest = plan(&history, &Target::Latest, None, at(NOW)).unwrap();
+    assert_eq!((latest.cut, latest.streams.len()), (Cut::AtSnapshotEnd, 2));
+
+    history.slices.push(s(10, 40));
+    assert_eq!(all_seen(&timeline(&history)), [want(&["a"], 14, 30, Some((15, 30)))]);
+    let plan = plan(&history, &Target::Latest, None, at(NOW)).unwrap();
+    assert_eq!(plan.cut, Cut::Before(at(30)));
+    let logs: Vec<_> = plan.streams.iter().map(|part| part.log.iter().map(bounds).collect::<Vec<_>>()).collect();
+    assert_eq!(logs, [vec![(10, 40)], vec![(14, 20), (20, 30)]]);
 }
 
 #[test]
