@@ -172,9 +172,8 @@ fn gaps(history: &History, ground: &Ground<'_>) -> Vec<Gap> {
         if let Some((first, _)) = stored.runs.first()
             && let Some(earlier) = stored.bases.iter().rev().find(|base| order(base.start) < order(first))
             && let Some(cause) = recorded.between(epoch, stream, earlier.start, first)
-            && order(earlier.end) < order(first)
         {
-            gaps.push(gap(Some(earlier.end), first, cause));
+            gaps.push(gap(Some(earlier.start), first, cause));
         }
         for (&(_, end), &(start, _)) in stored.runs.iter().zip(stored.runs.iter().skip(1)) {
             if order(end) < order(start) {
