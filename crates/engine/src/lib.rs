@@ -37,6 +37,9 @@ pub trait Engine: Send + Sync {
     /// Takes a snapshot and stores all of it but the manifest, which is returned.
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest>;
 
+    /// What a snapshot holds, by name. Reads the repository alone: no database is needed.
+    async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<CollectionInfo>>;
+
     /// Starts to follow the log after `after`, or at its present end.
     async fn open_log(&self, after: Option<&Point>) -> Result<LogStart>;
 
@@ -90,6 +93,19 @@ pub struct SnapshotRequest {
     pub compression_level: i32,
     /// Readers at the same time; 0 lets the engine choose.
     pub parallel: u32,
+}
+
+/// A collection or table in a snapshot, as it was when it was copied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CollectionInfo {
+    /// Its name.
+    pub name: String,
+    /// Documents or rows.
+    pub documents: u64,
+    /// Bytes before compression.
+    pub bytes: u64,
+    /// Its indexes.
+    pub indexes: u64,
 }
 
 /// Stands between what only reads and what changes the target.

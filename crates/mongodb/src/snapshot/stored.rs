@@ -1,7 +1,7 @@
 //! The catalog object of a snapshot: one BSON document for the snapshot, then one a collection.
 
 use bson::{Bson, Document, RawDocument, doc};
-use hindsight_engine::{EngineError, Job, Result, SnapshotRequest};
+use hindsight_engine::{CollectionInfo, EngineError, Job, Result, SnapshotRequest};
 use hindsight_format::{ObjectKind, ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, FRAME_TARGET, encode_frame};
 
@@ -49,6 +49,16 @@ impl StoredCollection {
         doc! {
             "uuid": uuid_bson(&self.uuid), "db": &self.db, "name": &self.name, "options": self.options.clone(),
             "indexes": self.indexes.clone(), "segments": segments,
+        }
+    }
+
+    /// What it is for people.
+    pub(crate) fn info(&self) -> CollectionInfo {
+        CollectionInfo {
+            name: format!("{}.{}", self.db, self.name),
+            documents: self.segments.iter().map(|s| s.documents).sum(),
+            bytes: self.segments.iter().map(|s| s.bytes).sum(),
+            indexes: self.indexes.len() as u64,
         }
     }
 
