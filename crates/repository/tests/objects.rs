@@ -109,3 +109,28 @@ async fn a_reader_holds_an_object_against_its_manifest() {
 fn frames_have_a_limit() {
     assert!(matches!(encode_frame(&vec![0; MAX_FRAME_RAW + 1], 1, 0), Err(Error::Refused(_))));
 }
+
+/// The commands of docs/repository-format.md, where the programs are installed.
+#[tokio::test]
+async fn an_object_can_be_read_by_hand() {
+    let (folder, cluster) = cluster().await;
+    let key = cluster.keys().snapshot_object("s", "data");
+    write_object(&cluster, &key, &[(b"raw ".to_vec(), 0), (b"bytes".to_vec(), 0)]).await.unwrap();
+    let path = file(&folder, &key);
+    let run = |command: &str| {
+        let output = std::process::Command::new("sh").arg("-c").arg(command).env("OBJECT", &path).output().unwrap();
+        output.status.success().then_some(output.stdout)
+    };
+    if run("command -v zstd && command -v od").is_none() {
+        return;
+    }
+    assert_eq!(run("zstd -d < \"$OBJECT\"").unwrap(), b"raw bytes");
+    let footer = "n=$(tail -c 12 \"$OBJECT\" | head -c 4 | od -An -tu4 --endian=little | tr -d ' ')\n\
+                  tail -c $((n + 12)) \"$OBJECT\" | head -c \"$n\"";
+    let footer = run(footer).unwrap();
+    let reader = cluster.object_reader(&key, None).await.unwrap();
+    assert_eq!(blake3::hash(&footer).to_hex().as_str(), reader.footer_blake3());
+    let record = std::fs::read(file(&folder, "repository.json")).unwrap();
+    let hash = blake3::hash(&record[87..]).to_hex();
+    assert!(record.starts_with(format!("{{\"checksum\":\"blake3:{hash}\",\n").as_bytes()));
+}

@@ -1,8 +1,10 @@
 //! What the tests of the repository share.
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod exercise;
 mod moody;
 
+pub use exercise::exercise;
 use futures::TryStreamExt;
 use hindsight_format::{
     LogSummary, ObjectKind, Point, Position, SliceName, SnapshotKind, SnapshotManifest, SnapshotSource, SnapshotTotals,
