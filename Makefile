@@ -1,0 +1,48 @@
+# `make` or `make help` lists what there is.
+
+.DEFAULT_GOAL := help
+# rustup's folder, for shells that were opened before it was installed.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+.PHONY: help demo build test torture bench lint fmt deny test-matrix
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: ## loses the data of a real replica set, and brings them back as they were a second before
+	@scripts/setup.sh
+	cargo build --release -p hindsight -p hindsight-demo
+	@cargo run --release --quiet -p hindsight-demo
+
+build: ## the program: target/release/hindsight
+	@scripts/setup.sh build
+	cargo build --release -p hindsight
+
+test: ## all tests, on real servers
+	@scripts/setup.sh
+	cargo test --workspace
+
+torture: ## the long form of the test that restores random moments of a hostile workload (about an hour)
+	@scripts/setup.sh
+	TORTURE_SEEDS=$${TORTURE_SEEDS:-1,2,3} TORTURE_MOMENTS=$${TORTURE_MOMENTS:-300} TORTURE_MEMBERS=$${TORTURE_MEMBERS:-3} \
+		cargo test --release -p hindsight-jobs --test torture -- --nocapture
+
+test-matrix: ## the tests of everything that talks to a server, on MongoDB 4.4, 5.0 and 6.0
+	@scripts/setup.sh
+	for version in 4.4.2 5.0.4 6.0.27; do \
+		HINDSIGHT_MONGOD=$$(scripts/get-mongod.sh $$version) cargo test -p hindsight-mongodb -p hindsight-jobs || exit 1; \
+	done
+
+bench: ## measures backup and restore
+	@scripts/setup.sh
+	cargo run --release -p hindsight-bench
+
+lint: ## rustfmt and clippy, as CI runs them
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: ## formats the code
+	cargo fmt --all
+
+deny: ## licences, advisories, banned crates and sources of the dependencies
+	"$$(scripts/get-cargo-deny.sh)" check
