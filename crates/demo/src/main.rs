@@ -1,0 +1,134 @@
+//! The demo: a shop on a real replica set loses its data, and gets them back as they were a second before.
+//!
+//! Everything is real: three mongod, the `hindsight` program beside this one, and what it prints. The story is told as a
+//! session in a shell: `#` begins what happens, `$` what is typed. It ends with a proof, or with exit code 1.
+
+mod proof;
+mod shop;
+mod stage;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hindsight_testkit::ReplicaSet;
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+use proof::State;
+use shop::Shop;
+use stage::{Stage, narrate, say};
+
+/// How long the agent may take to store what has just happened, and to begin anew after the restore.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let played = tokio::select! {
+        played = play() => played,
+        stopped = asked_to_stop() => stopped,
+    };
+    match played {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\ndemo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The play. The servers, the agent and all files are gone when this has returned or is dropped.
+async fn play() -> Result<()> {
+    let begun = Instant::now();
+    narrate("A replica set of three members, with the data of a small shop.")?;
+    let set = ReplicaSet::builder().members(3).start().await.context("starting the replica set")?;
+    let client = set.client().await?;
+    let shop = Shop::open(&client).await?;
+    let stage = Stage::new(&set.uri())?;
+    say(&shop.counts().await?)?;
+
+    narrate("It is protected by a snapshot and by the log of everything that happens from then on. Both are kept in")?;
+    say("# the default repository, a folder in the user's data directory.")?;
+    stage.export()?;
+    stage.run(&["backup"]).await?;
+    stage.run(&["config", "--set", "pitr.enabled=true"]).await?;
+    let mut agent = stage.start_agent()?;
+
+    narrate("Business goes on: orders are placed in transactions, customers move.")?;
+    shop.trade(Duration::from_secs(6)).await?;
+    say(&shop.counts().await?)?;
+
+    narrate("A pause, for the proof: the server's hash of all that is there now.")?;
+    let before = State::read(&client).await?;
+    before.show()?;
+    // Nothing happens in the second that will be restored: all that was hashed is older, the disaster is younger.
+    let moment = next_second(before.last_write).await;
+    next_second(moment).await;
+
+    let disaster = shop.disaster().await?;
+    ensure!(before.last_write < moment && moment < disaster, "the clock was set back meanwhile: start the demo again");
+    narrate(&format!(
+        "{}: a script meant for the test environment deletes all customers and drops the orders.",
+        time(disaster)?
+    ))?;
+    say("# The shop does not notice at once, and writes into the ruins.")?;
+    shop.go_on_in_the_ruins().await?;
+    say(&shop.counts().await?)?;
+
+    let moment = time(moment)?;
+    narrate("What is there to go back to? The agent stores what it has read every 5 s.")?;
+    let plan = ["restore", "--time", &moment, "--dry-run"];
+    stage.wait_for(&plan, PATIENCE, |_| true).await?;
+    agent.check()?;
+    stage.run(&["list"]).await?;
+    narrate("The second before the disaster is within reach. First a look, which changes nothing:")?;
+    stage.run(&plan).await?;
+    narrate("Then for real. The agent still runs: it steps aside by itself while the data are replaced.")?;
+    stage.run(&["restore", "--time", &moment, "-y"]).await?;
+
+    narrate(&format!("Is this what the shop held at {moment}, all of it and nothing else?"))?;
+    say(&shop.counts().await?)?;
+    let after = State::read(&client).await?;
+    after.show()?;
+    let differences = before.differences(&after);
+    if !differences.is_empty() {
+        bail!("not restored, this differs:\n{}", differences.join("\n"));
+    }
+    say("# Proof: the hashes are equal, and so is every option, index and user.")?;
+
+    narrate("Protection goes on without anybody's doing: a new history begins with a snapshot of what was restored.")?;
+    agent.check()?;
+    stage.wait_for(&["list"], PATIENCE, |text| text.contains("EPOCH2")).await?;
+    stage.run(&["list"]).await?;
+    agent.stop().await?;
+    say(&format!("\n# Done in {} s. Servers and files are removed.", begun.elapsed().as_secs()))
+}
+
+/// Waits until the clock shows a later second than `than`, and gives that second.
+async fn next_second(than: i64) -> i64 {
+    loop {
+        let now = Timestamp::now().as_second();
+        if now > than {
+            return now;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// As it is typed, such as `2021-02-07T02:59:59Z`.
+fn time(second: i64) -> Result<String> {
+    Ok(Timestamp::from_second(second)?.to_string())
+}
+
+async fn asked_to_stop() -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    bail!("stopped; servers and files are removed")
+}
