@@ -42,7 +42,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            poll: Duration::from_secs(1),
+            poll: Duration::from_secs(3),
             retry_pause: Duration::from_secs(2),
             farewell: Duration::from_secs(5),
             merge_every: Duration::from_secs(60),

@@ -244,7 +244,8 @@ fn candidates(config: &Document, status: &Document) -> Vec<Candidate> {
         .collect()
 }
 
-fn number(doc: &Document, field: &str) -> Option<i64> {
+/// A number of whichever type the server chose.
+pub(crate) fn number(doc: &Document, field: &str) -> Option<i64> {
     match doc.get(field)? {
         bson::Bson::Int32(n) => Some((*n).into()),
         bson::Bson::Int64(n) => Some(*n),

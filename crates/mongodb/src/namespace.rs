@@ -26,6 +26,8 @@ pub(crate) const USERS: &str = "system.users";
 pub(crate) const ROLES: &str = "system.roles";
 /// The definitions of the views of a database.
 pub(crate) const VIEWS: &str = "system.views";
+/// The stored functions of a database.
+pub(crate) const FUNCTIONS: &str = "system.js";
 
 /// The time-series collection whose buckets are kept in `coll`.
 pub(crate) fn time_series_of(coll: &str) -> Option<&str> {

@@ -11,6 +11,7 @@ use hindsight_format::{RestoreRecord, SnapshotManifest};
 use hindsight_jobs::{Agent, BackupRequest, RestoreRequest, Tuning, backup, propose, register, restore};
 use hindsight_mongodb::MongoEngine;
 use hindsight_repository::{ClusterRepository, Repository, RepositorySpec};
+use hindsight_testkit::ClusterState;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -73,6 +74,19 @@ impl Protected {
         Running { task: tokio::spawn(async move { agent.run(token).await.map_err(Into::into) }), cancel }
     }
 
+    /// Waits until `target` can be restored.
+    pub async fn captured(&self, target: &Target) -> Result<()> {
+        let begun = std::time::Instant::now();
+        loop {
+            let history = hindsight_jobs::history(&self.cluster).await?;
+            match hindsight_catalog::plan(&history, target, None, jiff::Timestamp::now()) {
+                Ok(_) => return Ok(()),
+                Err(why) => anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "not captured after 60 s: {why}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Restores the history of `self` into `into`.
     pub async fn restore_into(&self, into: &Protected, target: Target, selection: Selection) -> Result<RestoreRecord> {
         self.restore_through(&*into.engine, target, selection).await
@@ -88,6 +102,19 @@ impl Protected {
         let proposal = propose(engine, &self.repository, &self.cluster, request).await?;
         Ok(restore(engine, &proposal, &Progress::default(), &CancellationToken::new()).await?)
     }
+}
+
+/// The moment right after the last write, as a restore point.
+pub async fn this_moment(client: &mongodb::Client) -> Result<Target> {
+    let (secs, inc, _) = hindsight_testkit::last_optime(client).await?;
+    Ok(Target::Through { time: jiff::Timestamp::from_second(secs.into())?, order: format!("{secs:010}.{inc:010}") })
+}
+
+/// The data behind `client` are those of `expected`.
+pub async fn same(client: &mongodb::Client, expected: &ClusterState) -> Result<()> {
+    let differences = ClusterState::read(client).await?.diff(expected);
+    anyhow::ensure!(differences.is_empty(), "not what it was:\n{}", differences.join("\n"));
+    Ok(())
 }
 
 /// An agent at work.

@@ -33,7 +33,7 @@ pub(super) async fn insert(client: &Client, db: &str, coll: &str, mut run: &[u8]
 }
 
 /// The server replaces a `Timestamp(0, 0)` at the top of an inserted document by the present time
-/// (mongo/src/mongo/db/ops/insert.cpp, `fixDocumentForInsert`); the oplog's way in does not.
+/// (mongo/src/mongo/db/ops/insert.cpp, `fixDocumentForInsert`); an `applyOps` that need not be atomic does not.
 fn has_empty_timestamp(document: &[u8]) -> Result<bool> {
     let mut elements = Elements::new(document).map_err(malformed)?;
     while let Some(element) = elements.next().map_err(malformed)? {
@@ -49,7 +49,7 @@ async fn apply(client: &Client, db: &str, coll: &str, document: &[u8]) -> Result
     let document = bson::RawDocument::from_bytes(document).map_err(|e| EngineError::damaged(e.to_string()))?;
     let document = bson::Document::try_from(document).map_err(|e| EngineError::damaged(e.to_string()))?;
     let operation = doc! {"op": "i", "ns": format!("{db}.{coll}"), "o": document};
-    client.database("admin").run_command(doc! {"applyOps": [operation]}).await.map_err(|e| driver(&doing, e))?;
+    client.database("admin").run_command(doc! {"applyOps": [operation], "allowAtomic": false}).await.map_err(|e| driver(&doing, e))?;
     Ok(())
 }
 

@@ -8,8 +8,9 @@ use hindsight_engine::{EngineError, FailureKind, NamespaceChange, Preview, Resul
 use hindsight_repository::ClusterRepository;
 
 use super::schema::{self, check_new_name};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, number};
 use crate::failure::{driver, unsupported};
+use crate::namespace::FUNCTIONS;
 use crate::snapshot::stored;
 
 /// Looks at plan and target, changing nothing.
@@ -20,7 +21,7 @@ pub(crate) async fn prepare(
     selection: &Selection,
 ) -> Result<Preview> {
     check_target(cluster, plan).await?;
-    check_rights(cluster).await?;
+    check_rights(cluster, selection).await?;
     check_new_name(&cluster.client, selection).await?;
     if !plan.base.namespaces.is_empty() && selection.is_all() {
         return Err(unsupported(
@@ -94,7 +95,7 @@ async fn check_target(cluster: &Cluster, plan: &RestorePlan) -> Result<()> {
 }
 
 /// A user without the rights is refused now, not in the middle.
-async fn check_rights(cluster: &Cluster) -> Result<()> {
+async fn check_rights(cluster: &Cluster, selection: &Selection) -> Result<()> {
     let command = doc! {"connectionStatus": 1, "showPrivileges": true};
     let reply = cluster.client.database("admin").run_command(command).await;
     let reply = reply.map_err(|e| driver("asking for the privileges of the user", e))?;
@@ -103,22 +104,24 @@ async fn check_rights(cluster: &Cluster) -> Result<()> {
     if list("authenticatedUsers").is_empty() {
         return Ok(());
     }
-    let everywhere = |privilege: &Document| {
-        privilege.get_document("resource").is_ok_and(|resource| {
-            resource.get_bool("anyResource").unwrap_or(false)
-                || ["db", "collection"].iter().all(|part| resource.get_str(part).is_ok_and(str::is_empty))
-        })
+    // What is granted on the collections called `name` of all databases; "" stands for ordinary ones.
+    let granted = |name: &str| -> HashSet<&str> {
+        let matches = |privilege: &&Document| {
+            privilege.get_document("resource").is_ok_and(|resource| {
+                let is = |part: &str, value: &str| resource.get_str(part).is_ok_and(|found| found == value);
+                resource.get_bool("anyResource").unwrap_or(false) || (is("db", "") && is("collection", name))
+            })
+        };
+        let privileges = list("authenticatedUserPrivileges").iter().filter_map(Bson::as_document).filter(matches);
+        privileges
+            .flat_map(|privilege| privilege.get_array("actions").map(Vec::as_slice).unwrap_or_default())
+            .filter_map(Bson::as_str)
+            .collect()
     };
-    let granted: HashSet<&str> = list("authenticatedUserPrivileges")
-        .iter()
-        .filter_map(Bson::as_document)
-        .filter(|privilege| everywhere(privilege))
-        .flat_map(|privilege| privilege.get_array("actions").map(Vec::as_slice).unwrap_or_default())
-        .filter_map(Bson::as_str)
-        .collect();
+    let ordinary = granted("");
     for action in ["insert", "createCollection", "dropCollection", "createIndex", "bypassDocumentValidation", "collMod"]
     {
-        if !granted.contains(action) {
+        if !ordinary.contains(action) {
             return Err(EngineError::new(
                 FailureKind::Privilege,
                 format!("the user lacks the privilege \"{action}\" on all databases, which a restore needs"),
@@ -126,16 +129,22 @@ async fn check_rights(cluster: &Cluster) -> Result<()> {
             .hint("grant it the roles restore and clusterMonitor on admin"));
         }
     }
-    Ok(())
+    if ordinary.contains("dropDatabase") || granted(FUNCTIONS).contains("remove") {
+        return Ok(());
+    }
+    let existing = schema::existing(&cluster.client, selection).await?;
+    match existing.iter().find(|found| found.name == FUNCTIONS) {
+        Some(found) => Err(EngineError::new(
+            FailureKind::Privilege,
+            format!("{}.{FUNCTIONS} holds stored functions, which the role restore alone cannot replace", found.db),
+        )
+        .hint("grant the user readWriteAnyDatabase too, or delete these functions first")),
+        None => Ok(()),
+    }
 }
 
 async fn size(cluster: &Cluster, db: &str, name: &str) -> (u64, u64) {
     let reply = cluster.client.database(db).run_command(doc! {"collStats": name}).await.unwrap_or_default();
-    let number = |field: &str| match reply.get(field) {
-        Some(Bson::Int32(n)) => u64::try_from(*n).unwrap_or(0),
-        Some(Bson::Int64(n)) => u64::try_from(*n).unwrap_or(0),
-        Some(Bson::Double(n)) => *n as u64,
-        _ => 0,
-    };
+    let number = |field: &str| number(&reply, field).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
     (number("count"), number("size"))
 }

@@ -1,6 +1,6 @@
 //! Collections, indexes and views of the target.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::{Bson, Document, doc};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -9,7 +9,7 @@ use mongodb::Client;
 
 use crate::failure::{code, code_of, driver};
 use crate::fold::{Catalog, Collection, rebuildable};
-use crate::namespace::{self, VIEWS};
+use crate::namespace::{self, FUNCTIONS, VIEWS};
 use crate::oplog::entry::Uuid;
 use crate::snapshot::catalog::{is_selected, list_collections};
 
@@ -122,9 +122,24 @@ pub(super) async fn clear(client: &Client, selection: &Selection) -> Result<()> 
     if selection.renaming().is_some() {
         return Ok(());
     }
-    for Existing { db, name, .. } in existing(client, selection).await? {
-        let dropped = client.database(&db).run_command(doc! {"drop": &name}).await;
-        if let Err(error) = dropped {
+    let existing = existing(client, selection).await?;
+    // Server-side functions cannot be dropped but with their database.
+    let mut dropped = HashSet::new();
+    for Existing { db, .. } in existing.iter().filter(|e| e.name == FUNCTIONS && selection.contains(&e.db, "*")) {
+        match client.database(db).drop().await {
+            Ok(()) => drop(dropped.insert(db)),
+            // The built-in role `restore` does not allow it.
+            Err(error) if code_of(&error) == Some(code::UNAUTHORIZED) => {}
+            Err(error) => return Err(driver(&format!("dropping the database {db}"), error)),
+        }
+    }
+    for Existing { db, name, .. } in existing.iter().filter(|e| !dropped.contains(&e.db)) {
+        let database = client.database(db);
+        let gone = match name.as_str() {
+            FUNCTIONS => database.run_command(doc! {"delete": name, "deletes": [{"q": {}, "limit": 0}]}).await,
+            _ => database.run_command(doc! {"drop": name}).await,
+        };
+        if let Err(error) = gone {
             if code_of(&error) != Some(code::NAMESPACE_NOT_FOUND) {
                 return Err(driver(&format!("dropping {db}.{name}"), error));
             }
@@ -158,8 +173,11 @@ pub(super) async fn create(client: &Client, wanted: &Wanted) -> Result<()> {
     let create = |target: Target| {
         let client = client.clone();
         async move {
-            let created = client.database(&target.db).run_command(create_command(&target)).await;
-            created.map(drop).map_err(|e| driver(&format!("creating {}", target.namespace()), e))
+            match client.database(&target.db).run_command(create_command(&target)).await {
+                // It was emptied instead of dropped.
+                Err(error) if code_of(&error) == Some(code::NAMESPACE_EXISTS) && target.name == FUNCTIONS => Ok(()),
+                created => created.map(drop).map_err(|e| driver(&format!("creating {}", target.namespace()), e)),
+            }
         }
     };
     stream::iter(wanted.iter().cloned().map(create)).buffer_unordered(PARALLEL).try_collect().await
@@ -212,7 +230,8 @@ pub(super) async fn create_views(
         for definition in definitions {
             let id = definition.get_str("_id").unwrap_or_default();
             let (db, view) = namespace::split(id);
-            if definition.contains_key("timeseries") || !selection.contains(db, view) {
+            let buckets = definition.get_str("viewOn").is_ok_and(|on| namespace::time_series_of(on).is_some());
+            if buckets || !selection.contains(db, view) {
                 continue;
             }
             let (db, view) = selection.target(db, view);

@@ -6,7 +6,7 @@ use hindsight_engine::{Result, Selection};
 use mongodb::Database;
 
 use super::stored::{Segment, StoredCollection};
-use crate::cluster::{Source, odd};
+use crate::cluster::{Source, number, odd};
 use crate::failure::{code, code_of, driver};
 use crate::namespace;
 use crate::oplog::entry::Uuid;
@@ -25,6 +25,8 @@ pub(crate) struct Found {
     pub(crate) segments: Vec<Segment>,
     /// It was dropped before it was read.
     pub(crate) gone: bool,
+    /// Its documents, where they are known without reading them.
+    pub(crate) known: Option<Vec<u8>>,
 }
 
 impl Found {
@@ -64,20 +66,24 @@ pub(crate) fn uuid_of(field: Option<&Bson>) -> Option<Uuid> {
     }
 }
 
-/// All collections that are to be protected and selected. Views need no listing of their own: they
-/// are documents of `system.views`.
+/// All collections that are to be protected and selected. Views are the documents of `system.views`,
+/// which the role `backup` may not read: they are put together from the listing.
 pub(crate) async fn list(source: &Source, selection: &Selection) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for db in database_names(source).await? {
         let database = source.client.database(&db);
-        for info in list_collections(&database).await? {
-            let Some(mut collection) = parse(&db, &info)? else { continue };
+        let listing = list_collections(&database).await?;
+        for info in &listing {
+            let Some(mut collection) = parse(&db, info)? else { continue };
             if !namespace::is_protected(&db, &collection.name) || !is_selected(selection, &db, &collection.name) {
                 continue;
             }
             let Some(indexes) = indexes(&database, &collection).await? else { continue };
             collection.indexes = indexes;
-            collection.bytes = size(&database, &collection.name).await;
+            match collection.name.as_str() {
+                namespace::VIEWS => collection.known = Some(views(&db, &listing)?),
+                name => collection.bytes = size(&database, name).await,
+            }
             found.push(collection);
         }
     }
@@ -116,7 +122,20 @@ fn parse(db: &str, info: &Document) -> Result<Option<Found>> {
     let uuid = info.get_document("info").ok().and_then(|i| uuid_of(i.get("uuid"))).ok_or_else(|| bad(&"no UUID"))?;
     let options = info.get_document("options").cloned().unwrap_or_default();
     let db = db.to_owned();
-    Ok(Some(Found { uuid, db, name, options, indexes: Vec::new(), bytes: 0, segments: Vec::new(), gone: false }))
+    Ok(Some(Found { uuid, db, name, options, indexes: Vec::new(), bytes: 0, segments: Vec::new(), gone: false, known: None }))
+}
+
+/// The documents of `system.views`, as BSON. Those of time-series are left out: they come with their
+/// buckets.
+fn views(db: &str, listing: &[Document]) -> Result<Vec<u8>> {
+    let mut run = Vec::new();
+    for info in listing.iter().filter(|info| info.get_str("type").is_ok_and(|kind| kind == "view")) {
+        let name = info.get_str("name").map_err(|e| odd("listCollections", &e))?;
+        let mut view = doc! {"_id": format!("{db}.{name}")};
+        view.extend(info.get_document("options").cloned().unwrap_or_default());
+        view.to_writer(&mut run).map_err(|e| odd("listCollections", &e))?;
+    }
+    Ok(run)
 }
 
 /// The finished indexes, without the one on `_id`; none when the collection is gone.
@@ -140,10 +159,5 @@ async fn indexes(database: &Database, collection: &Found) -> Result<Option<Vec<D
 /// Size of the documents, for progress and splitting only.
 async fn size(database: &Database, name: &str) -> u64 {
     let reply = database.run_command(doc! {"collStats": name}).await.unwrap_or_default();
-    match reply.get("size") {
-        Some(Bson::Int32(n)) => u64::try_from(*n).unwrap_or(0),
-        Some(Bson::Int64(n)) => u64::try_from(*n).unwrap_or(0),
-        Some(Bson::Double(n)) => *n as u64,
-        _ => 0,
-    }
+    number(&reply, "size").and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
 }

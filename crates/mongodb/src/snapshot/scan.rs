@@ -18,7 +18,7 @@ use crate::cluster::Source;
 use crate::failure::{code, code_of, driver};
 use crate::oplog::diff::raw::Elements;
 use crate::oplog::docid::raw_id;
-use crate::oplog::entry::{Uuid, malformed};
+use crate::oplog::entry::{Uuid, malformed, next_document};
 
 /// Collections larger than this are read by several readers, in ranges of about this size.
 const RANGE: u64 = 128 << 20;
@@ -34,6 +34,7 @@ pub(super) struct Piece {
     namespace: String,
     range: Option<Range>,
     bytes: u64,
+    known: Option<Vec<u8>>,
 }
 
 /// From `from` (inclusive; none: the beginning) to `to` (exclusive; none: the end), by the index
@@ -56,6 +57,7 @@ pub(super) async fn plan(source: &Source, collections: &[Found], readers: usize)
             namespace: found.namespace(),
             range,
             bytes,
+            known: found.known.clone(),
         };
         if bounds.is_empty() {
             pieces.push(piece(None, found.bytes));
@@ -107,6 +109,16 @@ pub(super) async fn copy(shared: &Shared, piece: &Piece, sink: &mut FrameSink) -
     let mut failures = 0;
     let mut after: Option<RawDocumentBuf> = None;
     let mut segment = Segment { id: sink.begin().await?, documents: 0, bytes: 0 };
+    if let Some(known) = &piece.known {
+        let mut run = known.as_slice();
+        while let Some(document) = next_document(&mut run)? {
+            sink.push(document).await?;
+            segment.documents += 1;
+            segment.bytes += document.len() as u64;
+        }
+        sink.flush().await?;
+        return Ok(Outcome::Copied { collection: piece.collection, segment });
+    }
     loop {
         shared.job.check()?;
         let before = segment.documents;

@@ -1,8 +1,4 @@
 //! The main job on real servers: backup, capture, restore to a moment.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
-
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,13 +6,7 @@ use bson::doc;
 use hindsight_catalog::Target;
 use hindsight_engine::Selection;
 use hindsight_testkit::{ClusterState, ReplicaSet, last_optime};
-use support::{Store, logging};
-
-async fn equal(client: &mongodb::Client, expected: &ClusterState) -> Result<()> {
-    let differences = ClusterState::read(client).await?.diff(expected);
-    anyhow::ensure!(differences.is_empty(), "{}", differences.join("\n"));
-    Ok(())
-}
+use crate::support::{Store, logging, same};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_restored_into_another_cluster() -> Result<()> {
@@ -48,7 +38,7 @@ async fn a_snapshot_is_restored_into_another_cluster() -> Result<()> {
 
     let record = here.restore_into(&there, Target::Snapshot(manifest.id), Selection::default()).await?;
     assert_eq!(record.totals.documents, 10_000);
-    equal(&target.client().await?, &expected).await
+    same(&target.client().await?, &expected).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,33 +63,17 @@ async fn the_second_before_a_disaster_is_restored_in_place() -> Result<()> {
     client.database("junk").collection("junk").insert_one(doc! {"_id": 1}).await?;
     let target =
         Target::Through { time: jiff::Timestamp::from_second(secs.into())?, order: format!("{secs:010}.{inc:010}") };
-    let captured = async {
-        while support_plan(&here, &target).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), captured).await.expect("captured within 20 s");
+    here.captured(&target).await?;
 
     let record = here.restore_into(&here, target, Selection::default()).await?;
     assert_eq!(record.new_epoch, Some(2));
-    equal(&client, &expected).await?;
+    same(&client, &expected).await?;
 
     // The agent goes on by itself: a fresh snapshot in the new epoch, and capture after it.
-    let based = async {
-        loop {
-            let overview = hindsight_jobs::overview(&here.cluster).await?;
-            if overview.timeline.ranges.iter().any(|range| range.epoch == 2) {
-                return anyhow::Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), based).await.expect("a new range within 30 s")?;
+    let begun = std::time::Instant::now();
+    while !hindsight_jobs::overview(&here.cluster).await?.timeline.ranges.iter().any(|range| range.epoch == 2) {
+        anyhow::ensure!(begun.elapsed() < Duration::from_secs(30), "no new range within 30 s");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     agent.stop().await
-}
-
-async fn support_plan(here: &support::Protected, target: &Target) -> Result<()> {
-    let history = hindsight_jobs::history(&here.cluster).await?;
-    hindsight_catalog::plan(&history, target, None, jiff::Timestamp::now())?;
-    Ok(())
 }

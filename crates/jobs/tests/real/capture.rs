@@ -1,0 +1,132 @@
+//! The agent: what it stores, what it says when it cannot.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use bson::{Document, doc};
+use hindsight_engine::Selection;
+use hindsight_jobs::overview;
+use hindsight_testkit::{ClusterState, ReplicaSet};
+
+use crate::support::{Protected, Store, logging, same, this_moment};
+
+async fn until(what: &str, mut is: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let begun = Instant::now();
+    while !is().await? {
+        ensure!(begun.elapsed() < Duration::from_secs(60), "not within 60 s: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+async fn pitr(here: &Protected) -> Result<()> {
+    here.set("pitr.uploadIntervalSec", "1").await?;
+    here.set("pitr.enabled", "true").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn capture_follows_the_settings_and_ends_with_everything_stored() -> Result<()> {
+    logging();
+    let set = ReplicaSet::single().await?;
+    let client = set.client().await?;
+    let notes = client.database("app").collection::<Document>("notes");
+    let store = Store::new().await?;
+    let here = store.protect(&set.uri(), None).await?;
+    let agent = here.agent();
+    notes.insert_one(doc! {"_id": 0}).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(here.cluster.slices().await?.is_empty(), "switched off, nothing is captured");
+
+    pitr(&here).await?;
+    here.captured(&this_moment(&client).await?).await?;
+    here.set("pitr.uploadIntervalSec", "3600").await?;
+    // Seen by the agent when it has polled; nothing tells when, but twice its interval is enough.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    notes.insert_one(doc! {"_id": 1}).await?;
+    let moment = this_moment(&client).await?;
+    let expected = ClusterState::read(&client).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let history = hindsight_jobs::history(&here.cluster).await?;
+    let planned = hindsight_catalog::plan(&history, &moment, None, jiff::Timestamp::now());
+    assert!(planned.is_err(), "nothing is due within an hour");
+    agent.stop().await?;
+    here.captured(&moment).await?;
+
+    // Where it ended, it goes on: no gap, one range.
+    notes.insert_one(doc! {"_id": 2}).await?;
+    here.set("pitr.uploadIntervalSec", "1").await?;
+    let agent = here.agent();
+    here.captured(&this_moment(&client).await?).await?;
+    agent.stop().await?;
+    let timeline = overview(&here.cluster).await?.timeline;
+    assert_eq!((timeline.ranges.len(), timeline.gaps.len()), (1, 0), "{timeline:?}");
+    here.restore_into(&here, moment, Selection::default()).await?;
+    same(&client, &expected).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_server_costs_no_object_for_every_sign_of_life() -> Result<()> {
+    logging();
+    // Signs of life every second, so that the test need not wait for ten.
+    let set = ReplicaSet::builder().arg("--setParameter").arg("periodicNoopIntervalSecs=1").start().await?;
+    let client = set.client().await?;
+    let store = Store::new().await?;
+    let here = store.protect(&set.uri(), None).await?;
+    pitr(&here).await?;
+    let agent = here.agent();
+    here.captured(&this_moment(&client).await?).await?;
+    let before = here.cluster.slices().await?.len();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let after = here.cluster.slices().await?.len();
+    assert!(after <= before + 2, "{before} slices became {after} in 8 idle seconds");
+    let moment = this_moment(&client).await?;
+    agent.stop().await?;
+    here.captured(&moment).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_oplog_that_rolled_over_leaves_a_gap_with_its_cause_and_a_new_range() -> Result<()> {
+    logging();
+    let set = ReplicaSet::builder().oplog_mb(1).start().await?;
+    let client = set.client().await?;
+    let bulk = client.database("app").collection::<Document>("bulk");
+    let store = Store::new().await?;
+    let here = store.protect(&set.uri(), None).await?;
+    pitr(&here).await?;
+    let agent = here.agent();
+    bulk.insert_one(doc! {"_id": "first"}).await?;
+    let first = this_moment(&client).await?;
+    here.captured(&first).await?;
+    agent.stop().await?;
+
+    let end = here.cluster.slices().await?.into_iter().map(|slice| slice.name.end).max_by_key(|end| end.time).unwrap();
+    let text = "x".repeat(100_000);
+    until("the oplog rolls over", async || {
+        for _ in 0..50 {
+            bulk.insert_one(doc! {"text": &text}).await?;
+        }
+        bulk.delete_many(doc! {"text": {"$exists": true}}).await?;
+        Ok(here.engine.probe().await?.log_start.position.order() > end.position.order())
+    })
+    .await?;
+    bulk.insert_one(doc! {"_id": "second"}).await?;
+    let agent = here.agent();
+    let expected = ClusterState::read(&client).await?;
+    until("a new range after a snapshot of its own", async || {
+        Ok(overview(&here.cluster).await?.timeline.ranges.len() == 2)
+    })
+    .await?;
+    bulk.insert_one(doc! {"_id": "third"}).await?;
+    let third = this_moment(&client).await?;
+    here.captured(&third).await?;
+    agent.stop().await?;
+
+    let gaps = overview(&here.cluster).await?.timeline.gaps;
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert!(gaps[0].cause.contains("the oplog rolled over"), "{}", gaps[0].cause);
+    here.restore_into(&here, first, Selection::default()).await?;
+    assert_eq!(bulk.count_documents(doc! {}).await?, 1);
+    here.restore_into(&here, third, Selection::default()).await?;
+    bulk.delete_one(doc! {"_id": "third"}).await?;
+    same(&client, &expected).await
+}
