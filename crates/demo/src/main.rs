@@ -48,8 +48,10 @@ async fn play() -> Result<()> {
     let stage = Stage::new(&set.uri())?;
     say(&shop.counts().await?)?;
 
-    narrate("It is protected by a snapshot and by the log of everything that happens from then on. Both are kept in")?;
-    say("# the default repository, a folder in the user's data directory.")?;
+    narrate(
+        "It is protected by a snapshot, and by the log of everything that happens from then on.\n\
+         Both are kept in the default repository, a folder in the user's data directory.",
+    )?;
     stage.export()?;
     stage.run(&["backup"]).await?;
     stage.run(&["config", "--set", "pitr.enabled=true"]).await?;
@@ -77,14 +79,14 @@ async fn play() -> Result<()> {
     say(&shop.counts().await?)?;
 
     let moment = time(moment)?;
-    narrate("What is there to go back to? The agent stores what it has read every 5 s.")?;
+    narrate("What can be restored? The agent stores what it has read every 5 s.")?;
     let plan = ["restore", "--time", &moment, "--dry-run"];
     stage.wait_for(&plan, PATIENCE, |_| true).await?;
     agent.check()?;
     stage.run(&["list"]).await?;
-    narrate("The second before the disaster is within reach. First a look, which changes nothing:")?;
+    narrate("The second before the disaster can. First a look at what would be done, which changes nothing:")?;
     stage.run(&plan).await?;
-    narrate("Then for real. The agent still runs: it steps aside by itself while the data are replaced.")?;
+    narrate("Then for real. The agent still runs: it steps aside while the data are replaced.")?;
     stage.run(&["restore", "--time", &moment, "-y"]).await?;
 
     narrate(&format!("Is this what the shop held at {moment}, all of it and nothing else?"))?;
@@ -95,11 +97,15 @@ async fn play() -> Result<()> {
     if !differences.is_empty() {
         bail!("not restored, this differs:\n{}", differences.join("\n"));
     }
-    say("# Proof: the hashes are equal, and so is every option, index and user.")?;
+    narrate("Proof: the hashes are equal, and so is every option, index and user.")?;
 
-    narrate("Protection goes on without anybody's doing: a new history begins with a snapshot of what was restored.")?;
+    narrate(
+        "Business goes on, and so does protection: a new history begins,\n\
+         with a snapshot of what was restored that nobody had to ask for.",
+    )?;
+    shop.trade(Duration::from_secs(2)).await?;
     agent.check()?;
-    stage.wait_for(&["list"], PATIENCE, |text| text.contains("EPOCH2")).await?;
+    stage.wait_for(&["list"], PATIENCE, |text| text.contains(", epoch 2)")).await?;
     stage.run(&["list"]).await?;
     agent.stop().await?;
     say(&format!("\n# Done in {} s. Servers and files are removed.", begun.elapsed().as_secs()))

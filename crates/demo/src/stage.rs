@@ -11,12 +11,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-/// A line of the story.
+/// A part of the story.
 pub fn narrate(text: &str) -> Result<()> {
-    Ok(writeln!(stdout(), "\n# {text}")?)
+    Ok(writeln!(stdout(), "\n# {}", text.replace('\n', "\n# "))?)
 }
 
-/// A line that goes on with the one before.
+/// A line as it is.
 pub fn say(text: &str) -> Result<()> {
     Ok(writeln!(stdout(), "{text}")?)
 }
