@@ -4,7 +4,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bucket;
 mod capture;
+mod damage;
 mod main_job;
 mod rights;
 mod selection;

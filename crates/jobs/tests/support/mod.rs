@@ -10,8 +10,8 @@ use hindsight_engine::{Engine, Progress, Selection};
 use hindsight_format::{RestoreRecord, SnapshotManifest};
 use hindsight_jobs::{Agent, BackupRequest, RestoreRequest, Tuning, backup, propose, register, restore};
 use hindsight_mongodb::MongoEngine;
-use hindsight_repository::{ClusterRepository, Repository, RepositorySpec};
-use hindsight_testkit::ClusterState;
+use hindsight_repository::{ClusterRepository, Repository, RepositorySpec, S3Options};
+use hindsight_testkit::{ClusterState, S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +31,19 @@ impl Store {
             return Ok(Self { _folder: None, repository });
         }
         Ok(Self { _folder: Some(folder), repository })
+    }
+
+    /// A repository in a bucket; the server must be kept.
+    pub async fn in_bucket(server: &S3Server, url: &str) -> Result<Self> {
+        let s3 = S3Options {
+            endpoint: Some(server.endpoint()),
+            region: Some(S3_REGION.to_owned()),
+            access_key_id: Some(S3_ACCESS_KEY.to_owned()),
+            secret_access_key: Some(S3_SECRET_KEY.into()),
+            ..S3Options::default()
+        };
+        let repository = Repository::open_or_create(&RepositorySpec { url: url.to_owned(), s3 }).await?;
+        Ok(Self { _folder: None, repository })
     }
 
     /// The connected cluster, registered.

@@ -1,0 +1,75 @@
+//! What is damaged in the repository is named, and the target stays as it is.
+
+use anyhow::{Context, Result};
+use bson::doc;
+use hindsight_catalog::Target;
+use hindsight_engine::{FailureKind, Selection};
+use hindsight_jobs::JobError;
+use hindsight_testkit::{ClusterState, ReplicaSet};
+
+use crate::support::{Store, logging, same, this_moment};
+
+/// Every file below a folder.
+fn files(folder: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
+    }
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_or_a_cut_object_is_refused_before_the_target_is_touched() -> Result<()> {
+    logging();
+    let set = ReplicaSet::single().await?;
+    let client = set.client().await?;
+    let store = Store::new().await?;
+    let here = store.protect(&set.uri(), None).await?;
+    let things = client.database("app").collection("things");
+    things.insert_many((0..5000).map(|n| doc! {"_id": n, "text": format!("thing number {n}")})).await?;
+    let manifest = here.backup().await?;
+    here.set("pitr.uploadIntervalSec", "1").await?;
+    here.set("pitr.enabled", "true").await?;
+    let agent = here.agent();
+    things.update_many(doc! {}, doc! {"$set": {"seen": true}}).await?;
+    let moment = this_moment(&client).await?;
+    here.captured(&moment).await?;
+    agent.stop().await?;
+    let before = ClusterState::read(&client).await?;
+
+    let root = std::path::PathBuf::from(store.repository.url().trim_start_matches("file://"));
+    let all = files(&root.join("clusters"))?;
+    let one = |part: &str| all.iter().find(|path| path.display().to_string().contains(part)).cloned().context("no such file");
+    let flip = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        let middle = bytes.len() / 3;
+        bytes[middle] ^= 0x10;
+        bytes
+    };
+    let cut = |bytes: &[u8]| bytes[..bytes.len() / 2].to_vec();
+    type Harm<'a> = (&'a str, &'a dyn Fn(&[u8]) -> Vec<u8>);
+    let harms: [Harm; 5] =
+        [("/log/", &flip), ("/log/", &cut), ("data/000001", &cut), ("catalog.bson", &flip), ("manifest.json", &flip)];
+    for (part, harm) in harms {
+        let path = one(part)?;
+        let good = std::fs::read(&path)?;
+        std::fs::write(&path, harm(&good))?;
+        let refused = here.restore_into(&here, moment.clone(), Selection::default()).await.unwrap_err();
+        std::fs::write(&path, &good)?;
+        let refused = refused.downcast::<JobError>()?;
+        assert_eq!(refused.kind(), Some(FailureKind::Damaged), "{part}: {refused}");
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(refused.to_string().contains(&name), "{part}: {refused}");
+        same(&client, &before).await?;
+    }
+    let path = one("data/000001")?;
+    let good = std::fs::read(&path)?;
+    std::fs::remove_file(&path)?;
+    let refused = here.restore_into(&here, Target::Snapshot(manifest.id), Selection::default()).await.unwrap_err();
+    assert!(refused.to_string().contains("000001"), "{refused}");
+    same(&client, &before).await?;
+    std::fs::write(&path, &good)?;
+    here.restore_into(&here, moment, Selection::default()).await?;
+    same(&client, &before).await
+}
