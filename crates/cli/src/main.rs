@@ -1,2 +1,69 @@
-//! hindsight
-fn main() {}
+//! `hindsight`: the command line, and the agent that captures.
+//!
+//! A verb is a thin file in [`commands`]: it reads its flags, calls the jobs, and prints a
+//! [`report`]. Everything that verbs share (which database, which repository, which cluster) is in
+//! [`context`] and [`cluster`]. Started under the name `pbm` (a link) it is the same program, and
+//! its help speaks of `pbm`.
+
+mod args;
+mod cluster;
+mod commands;
+mod context;
+mod engines;
+mod exit;
+mod logging;
+mod output;
+mod progress;
+mod report;
+mod settings;
+mod stop;
+mod text;
+mod uri;
+
+use std::process::exit;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{Args, Verb};
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+
+fn main() {
+    let program = args::program(std::env::args_os().next());
+    let args = args::parse(program);
+    logging::start(args.globals.log_level, args.globals.log_format, args.verb.is_service());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => Output::new(args.globals.out).fail(&Failure::from(error)),
+    };
+    let output = Output::new(args.globals.out);
+    let done = runtime.block_on(run(program, args));
+    // Not dropped: a thread that waits for a line of input would be waited for.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => exit(0),
+        Err(failure) => output.fail(&failure),
+    }
+}
+
+async fn run(program: &'static str, args: Args) -> Result<(), Failure> {
+    let Args { globals, verb } = args;
+    let stop = CancellationToken::new();
+    stop::on_signals(stop.clone())?;
+    // These need neither settings nor a repository, and must not fail for want of them.
+    match &verb {
+        Verb::Version(args) => return commands::version::run(args, &Output::new(globals.out)),
+        Verb::Completion(args) => return commands::completion::run(args, program),
+        _ => {}
+    }
+    let context = Context::new(program, globals, stop.clone())?;
+    let work = commands::run(&verb, &context);
+    if verb.stops_by_itself() {
+        return work.await;
+    }
+    tokio::select! {
+        done = work => done,
+        () = stop.cancelled() => Err(Failure::new(Exit::Interrupted, "interrupted")),
+    }
+}

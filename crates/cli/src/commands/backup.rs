@@ -1,0 +1,100 @@
+//! `backup`.
+
+use hindsight_engine::{Progress, Selection};
+use hindsight_format::OperationKind;
+use hindsight_jobs::{BackupRequest, backup};
+
+use super::begun::begun;
+use crate::cluster::{connect, registered};
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::progress;
+use crate::report::snapshot::{SnapshotReport, Taken, path};
+
+/// Take a snapshot of the database, and store it
+///
+/// The snapshot is consistent at one moment, its restore time, while the database goes on being
+/// written to. With PITR on, every moment after that can be restored as well.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    hindsight backup\n  \
+    hindsight backup --ns shop.*,crm.customers\n  \
+    hindsight backup --uri 'mongodb://me@db1,db2/?replicaSet=rs0' --repository s3://backups/shop")]
+pub(crate) struct Args {
+    /// Only these: db.collection, or db.* for a whole database
+    #[arg(long, value_name = "NS,..", value_delimiter = ',')]
+    ns: Vec<String>,
+    /// zstd level, 1 to 19 [default: backup.compressionLevel]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
+    compression_level: Option<i32>,
+    /// Readers at the same time, 0 chooses [default: backup.numParallelCollections]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
+    num_parallel_collections: Option<u32>,
+    /// Kind of snapshot: logical
+    #[arg(short, long = "type", value_name = "TYPE", default_value = "logical")]
+    kind: String,
+    /// Compression: zstd
+    #[arg(long, value_name = "NAME", default_value = "zstd")]
+    compression: String,
+    /// Accepted for the sake of scripts: a backup is always waited for
+    #[arg(short, long)]
+    wait: bool,
+}
+
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    let request = args.request(context)?;
+    let connected = connect(context).await?;
+    let repository = context.unless_stopped(context.make_repository()).await?;
+    let cluster = registered(context, &repository, &connected.probe).await?;
+
+    let progress = Progress::default();
+    let work = backup(&*connected.engine, &cluster, &request, &progress, &context.stop);
+    let say = async {
+        let name = begun(&cluster, OperationKind::Backup).await;
+        context.out.say(&format!("Starting backup \"{name}\"....\n"))?;
+        std::future::pending::<Result<_, Failure>>().await
+    };
+    let both = async {
+        tokio::select! {
+            taken = work => taken.map_err(|error| context.told(error)),
+            failed = say => failed,
+        }
+    };
+    let manifest = progress::shown(context.out, &progress, both).await?;
+
+    let protected = cluster.config().await?.1.pitr.enabled;
+    let program = context.program;
+    let next = (!protected).then(|| {
+        format!("PITR is off: what comes after it is not kept. Switch it on with `{program} config --set pitr.enabled=true`.")
+    });
+    let report = SnapshotReport::of(&manifest, path(&cluster, &manifest.id), None);
+    context.out.print(&Taken::of(report, progress.warnings(), next))
+}
+
+impl Args {
+    fn request(&self, context: &Context) -> Result<BackupRequest, Failure> {
+        match self.kind.as_str() {
+            "logical" => {}
+            "physical" | "incremental" => {
+                return Err(Failure::new(Exit::Refused, format!("backups of the type {} cannot be taken", self.kind)).hint(
+                    "they copy the files of a server through $backupCursor, which only some servers have; \
+                     --type logical works with every MongoDB, and PITR makes up for increments",
+                ));
+            }
+            "external" => {
+                return Err(Failure::new(Exit::Refused, "backups of the type external are not coordinated")
+                    .hint("use --type logical"));
+            }
+            other => return Err(Failure::usage(format!("there is no type of backup {other:?}")).hint("use --type logical")),
+        }
+        if self.compression != "zstd" {
+            context.out.note(&format!("Note: zstd is used, not {}: everything is stored with it", self.compression));
+        }
+        let selection = Selection::new(self.ns.clone())?;
+        Ok(BackupRequest {
+            namespaces: selection.patterns().to_vec(),
+            compression_level: self.compression_level,
+            parallel: self.num_parallel_collections,
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! `describe-backup`.
+
+use hindsight_format::check_name;
+
+use super::stored_cluster;
+use crate::context::Context;
+use crate::engines;
+use crate::exit::{Exit, Failure};
+use crate::report::snapshot::{SnapshotReport, path};
+
+/// Show all that is known about one snapshot
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    hindsight describe-backup 2021-02-03T08:08:36Z\n  \
+    hindsight describe-backup 2021-02-03T08:08:36Z --with-collections")]
+pub(crate) struct Args {
+    /// Its name, as `list` shows it
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// List its collections with their documents, sizes and indexes
+    #[arg(long)]
+    with_collections: bool,
+}
+
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    let cluster = stored_cluster(context).await?;
+    let found = match check_name(&args.name, "snapshot name") {
+        Ok(()) => cluster.snapshot(&args.name).await?,
+        Err(_) => None,
+    };
+    let Some(snapshot) = found else {
+        let names = cluster.snapshots().await?.into_iter().map(|snapshot| snapshot.id).rev().take(5);
+        let names = names.collect::<Vec<_>>().join(", ");
+        let hint = if names.is_empty() { "there are none".to_owned() } else { format!("the newest are {names}") };
+        return Err(Failure::new(Exit::Unknown, format!("there is no snapshot {:?}", args.name)).hint(hint));
+    };
+    let collections = match args.with_collections {
+        true => Some(engines::offline(&snapshot.engine)?.describe(&cluster, &snapshot).await?),
+        false => None,
+    };
+    context.out.print(&SnapshotReport::of(&snapshot, path(&cluster, &snapshot.id), collections))
+}

@@ -1,0 +1,221 @@
+//! `restore`.
+
+use std::io::{IsTerminal, Write};
+
+use hindsight_catalog::{Target, parse_time};
+use hindsight_engine::{Engine, Progress, Selection};
+use hindsight_format::{OperationKind, RestoreRecord, RestoreState};
+use hindsight_jobs::{Proposal, RestoreRequest, propose, restore};
+use jiff::Timestamp;
+
+use super::begun::begun;
+use crate::cluster::{connect, nothing_stored, to_restore};
+use crate::context::Context;
+use crate::exit::{Exit, Failure};
+use crate::output::Report;
+use crate::progress;
+use crate::report::plan::{PlanReport, Restored, next_steps};
+use crate::report::restores::RestoreReport;
+use crate::text;
+
+/// Bring the database back to a moment of its past
+///
+/// After a restore to a time T the data are exactly what they were just before T: everything that
+/// was committed before T, nothing else. Collections that did not exist then do not exist
+/// afterwards. T is read as UTC unless it says otherwise. The plan is shown first; nothing is
+/// touched before it is confirmed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    hindsight restore --time 2021-02-07T02:59:59\n  \
+    hindsight restore --time 2021-02-07T03:59:59+01:00 --dry-run\n  \
+    hindsight restore --time 1612666799,4\n  \
+    hindsight restore --time latest --yes\n  \
+    hindsight restore 2021-02-03T08:08:36Z\n  \
+    hindsight restore --time 2021-02-07T02:59:59 --ns shop.orders\n  \
+    hindsight restore --time 2021-02-07T02:59:59 --ns-from shop.orders --ns-to shop.orders_then\n  \
+    hindsight restore --time latest --cluster shop --uri 'mongodb://new1/?replicaSet=rs1'")]
+pub(crate) struct Args {
+    /// The snapshot to restore as it is
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    /// The restore point: a time (just before it), a position T,I (through it), or `latest`
+    #[arg(long, value_name = "T")]
+    time: Option<String>,
+    /// The snapshot to begin with [default: the newest that leads to the restore point]
+    #[arg(long, value_name = "NAME")]
+    base_snapshot: Option<String>,
+    /// Only these: db.collection, or db.* for a whole database
+    #[arg(long, value_name = "NS,..", value_delimiter = ',')]
+    ns: Vec<String>,
+    /// Restore this collection, or db.*, under another name, and leave the present one as it is
+    #[arg(long, value_name = "NS")]
+    ns_from: Option<String>,
+    /// The other name, which must be free
+    #[arg(long, value_name = "NS")]
+    ns_to: Option<String>,
+    /// Connections that insert at the same time, 0 chooses [default: restore.numInsertionWorkers]
+    #[arg(long, value_name = "N", alias = "num-parallel-collections", value_parser = clap::value_parser!(u32).range(0..=64))]
+    num_insertion_workers_per_collection: Option<u32>,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+    /// Show the plan, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Accepted for the sake of scripts: a restore is always waited for
+    #[arg(short, long)]
+    wait: bool,
+}
+
+/// The restore point, as it was typed.
+struct Point {
+    target: Target,
+    /// The text, when it has no zone.
+    taken_as_utc: Option<String>,
+}
+
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    let engine = context.engine()?;
+    let point = args.point(&*engine, context.program)?;
+    let selection = Selection::from_flags(&args.ns, args.ns_from.as_deref(), args.ns_to.as_deref())?;
+
+    let connected = connect(context).await?;
+    let repository = context.repository().await?.ok_or_else(nothing_stored)?;
+    let source = to_restore(context, &repository, &connected.probe.identity).await?;
+    let request = RestoreRequest {
+        target: point.target,
+        base: args.base_snapshot.clone(),
+        selection,
+        parallel: args.num_insertion_workers_per_collection,
+    };
+    let proposal = context.unless_stopped(propose(&*engine, &repository, &source, request)).await?;
+    let plan = PlanReport::of(&proposal, point.taken_as_utc.as_deref(), context.program);
+    if args.dry_run {
+        return context.out.print(&plan);
+    }
+    context.out.say(&format!("{}\n", plan.text()))?;
+    if !args.yes {
+        confirm(&plan, context).await?;
+    }
+    let (record, warnings) = carry_out(&*engine, &proposal, context).await?;
+    let done = told(&record, &proposal, context.program);
+    context.out.print(&Restored { plan, restore: RestoreReport::of(&record, None), warnings, done })
+}
+
+impl Args {
+    fn point(&self, engine: &dyn Engine, program: &str) -> Result<Point, Failure> {
+        let forms = format!("`{program} restore NAME` restores a snapshot as it is, `{program} restore --time T` any moment");
+        match (&self.name, &self.time) {
+            (None, None) => Err(Failure::usage("what to restore was not said").hint(forms)),
+            (Some(name), Some(_)) => Err(Failure::usage("a snapshot and a time were both given").hint(format!(
+                "{forms}; to restore a time from the snapshot {name}, say --time T --base-snapshot {name}"
+            ))),
+            (Some(_), None) if self.base_snapshot.is_some() => {
+                Err(Failure::usage("--base-snapshot goes with --time: a snapshot is restored from itself").hint(forms))
+            }
+            (Some(name), None) => Ok(Point { target: Target::Snapshot(name.clone()), taken_as_utc: None }),
+            (None, Some(time)) => parse_point(time, engine),
+        }
+    }
+}
+
+fn parse_point(text: &str, engine: &dyn Engine) -> Result<Point, Failure> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("latest") {
+        return Ok(Point { target: Target::Latest, taken_as_utc: None });
+    }
+    if let Some(target) = engine.parse_position(text) {
+        return Ok(Point { target, taken_as_utc: None });
+    }
+    let time = parse_time(text, Timestamp::now()).map_err(|error| Failure::usage(error.to_string()))?;
+    Ok(Point { target: Target::Before(time.time), taken_as_utc: time.assumed_utc.then(|| text.to_owned()) })
+}
+
+/// Asks whether to go on; only a terminal can answer.
+async fn confirm(plan: &PlanReport, context: &Context) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage("there is no terminal to confirm the restore on; nothing was changed")
+            .hint("run it again with --yes, which asks nothing"));
+    }
+    if context.out.is_json() {
+        context.out.note(&plan.text());
+    }
+    let question = plan.question();
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut prompt = std::io::stderr();
+        prompt.write_all(question.as_bytes()).and_then(|()| prompt.flush())?;
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        Ok::<_, std::io::Error>(line)
+    });
+    let answer = async { answer.await.map_err(|error| Failure::new(Exit::Other, error.to_string()))?.map_err(Failure::from) };
+    let answer = context.unless_stopped(answer).await?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "y" | "yes" => Ok(()),
+        _ => Err(Failure::new(Exit::Refused, "not confirmed; nothing was changed")),
+    }
+}
+
+async fn carry_out(
+    engine: &dyn Engine,
+    proposal: &Proposal,
+    context: &Context,
+) -> Result<(RestoreRecord, Vec<String>), Failure> {
+    let progress = Progress::default();
+    let name = std::cell::OnceCell::new();
+    let work = restore(engine, proposal, &progress, &context.stop);
+    let say = async {
+        let begun = begun(&proposal.source, OperationKind::Restore).await;
+        context.out.say(&format!("Starting restore {begun} from '{}'....\n", proposal.plan.base.id))?;
+        let _ = name.set(begun);
+        std::future::pending::<Result<_, Failure>>().await
+    };
+    let both = async {
+        tokio::select! {
+            done = work => done.map_err(|error| context.told(error)),
+            failed = say => failed,
+        }
+    };
+    match progress::shown(context.out, &progress, both).await {
+        Ok(record) => Ok((record, progress.warnings())),
+        Err(failure) => Err(with_consequences(failure, name.get(), proposal, context.program).await),
+    }
+}
+
+/// A failed restore must say in what state it left the target.
+async fn with_consequences(failure: Failure, name: Option<&String>, proposal: &Proposal, program: &str) -> Failure {
+    let Some(name) = name else { return failure };
+    match proposal.source.restore(name).await {
+        Ok(Some(record)) if !record.touched => failure.also("nothing was changed in the target"),
+        Ok(Some(record)) if record.state != RestoreState::Success => failure.also(&format!(
+            "the target is now half restored, and its data are not whole until a restore has succeeded: \
+             run `{program} restore` again (see `{program} describe-restore {name}`)"
+        )),
+        _ => failure,
+    }
+}
+
+/// What a restore did, and what to do next.
+fn told(record: &RestoreRecord, proposal: &Proposal, program: &str) -> String {
+    let totals = &record.totals;
+    let took = record.finished_at.map(|end| text::between(record.started_at, end)).unwrap_or_default();
+    let next = next_steps(
+        proposal.target.is_some(),
+        proposal.capture.is_some(),
+        proposal.captures_afterwards,
+        program,
+    );
+    format!(
+        "Restore {} is done: the data are what they were, {}.\n  \
+         restored  {}, {} ({}), {}\n  \
+         log       {} taken into account\n  \
+         took      {took}\n{next}\n",
+        record.id,
+        record.target,
+        text::things(totals.collections, "collection", "collections"),
+        text::things(totals.documents, "document", "documents"),
+        text::bytes(totals.bytes),
+        text::things(totals.indexes, "index", "indexes"),
+        text::things(totals.log_records, "record", "records"),
+    )
+}

@@ -1,0 +1,66 @@
+//! `status`.
+
+use clap::ValueEnum;
+use jiff::Timestamp;
+
+use super::nothing;
+use crate::cluster::{connect, to_read_beside};
+use crate::context::Context;
+use crate::exit::Failure;
+use crate::report::pitr::Pitr;
+use crate::report::status::{Backups, Cluster, Running, Status};
+
+/// Show the cluster, the capture, what runs, and what is stored
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    hindsight status\n  \
+    hindsight status -s pitr,running")]
+pub(crate) struct Args {
+    /// Only these sections
+    #[arg(short, long, value_name = "SECTION,..", value_delimiter = ',')]
+    sections: Vec<Section>,
+}
+
+/// The sections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Section {
+    /// Members of the database, their roles and lag
+    Cluster,
+    /// What can be restored, and the capture
+    Pitr,
+    /// The backup or restore that runs
+    Running,
+    /// What is stored
+    Backups,
+}
+
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    let wanted = |section| args.sections.is_empty() || args.sections.contains(&section);
+    let repository = context.repository().await?;
+    let connected = connect(context).await;
+    let cluster = match &repository {
+        Some(repository) => to_read_beside(context, repository, &connected).await?,
+        None => None,
+    };
+    let overview = match &cluster {
+        Some(cluster) => hindsight_jobs::overview(cluster).await?,
+        None => nothing(context),
+    };
+    let now = Timestamp::now();
+    let mut status = Status { cluster: None, pitr: None, running: None, backups: None };
+    if wanted(Section::Cluster) {
+        let name = cluster.as_ref().map(|cluster| cluster.name());
+        status.cluster = Some(Cluster::of(name, connected.as_ref().map(|connected| &connected.probe)));
+    }
+    if wanted(Section::Pitr) {
+        status.pitr = Some(Pitr::of(&overview, false, now, context.program));
+    }
+    if wanted(Section::Running) {
+        status.running = Some(Running::of(overview.operation.as_ref(), now));
+    }
+    if wanted(Section::Backups) {
+        let url = repository.as_ref().map_or(context.spec().url.as_str(), |repository| repository.url());
+        status.backups = Some(Backups::of(&overview, url, context.program));
+    }
+    context.out.print(&status)
+}

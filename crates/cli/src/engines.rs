@@ -1,0 +1,30 @@
+//! The one place that picks an engine.
+
+use std::sync::Arc;
+
+use hindsight_engine::Engine;
+use hindsight_mongodb::MongoEngine;
+
+use crate::exit::{Exit, Failure};
+use crate::uri::DatabaseUri;
+
+/// Names of all engines, as they are stored.
+pub(crate) const ALL: [&str; 1] = [hindsight_mongodb::NAME];
+
+/// The engine for a connection string, by its scheme. Nothing is connected yet.
+pub(crate) fn connecting(uri: &DatabaseUri) -> Result<Arc<dyn Engine>, Failure> {
+    if MongoEngine::accepts(uri.expose()) {
+        return Ok(Arc::new(MongoEngine::new(uri.expose())));
+    }
+    Err(Failure::usage(format!("no engine knows databases such as {uri}"))
+        .hint("a connection string begins with mongodb:// or mongodb+srv://"))
+}
+
+/// The engine that stored something, without a database: it can only be asked about what is stored.
+pub(crate) fn offline(name: &str) -> Result<Arc<dyn Engine>, Failure> {
+    match name {
+        hindsight_mongodb::NAME => Ok(Arc::new(MongoEngine::new(""))),
+        other => Err(Failure::new(Exit::Refused, format!("this program has no engine {other:?}"))
+            .hint(format!("it has {}; use the hindsight that stored it, or a newer one", ALL.join(", ")))),
+    }
+}

@@ -1,0 +1,133 @@
+//! Showing how far a job is, on standard error: a bar on a terminal, a line now and then elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use hindsight_engine::{Progress, Step};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::output::Output;
+use crate::text;
+
+const LOOK: Duration = Duration::from_millis(200);
+/// Steps shorter than this are not told where there is no terminal.
+const WORTH_TELLING: Duration = Duration::from_secs(2);
+const REPEAT: Duration = Duration::from_secs(10);
+
+/// Shows `progress` while `work` goes on, and its warnings afterwards.
+pub(crate) async fn shown<T>(out: Output, progress: &Progress, work: impl Future<Output = T>) -> T {
+    let mut display = if std::io::stderr().is_terminal() { Display::bar() } else { Display::lines() };
+    let mut looks = tokio::time::interval(LOOK);
+    looks.tick().await;
+    let mut work = std::pin::pin!(work);
+    let done = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            _ = looks.tick() => display.show(out, &progress.current(), progress.done()),
+        }
+    };
+    display.clear();
+    for warning in progress.warnings() {
+        out.note(&format!("Warning: {warning}"));
+    }
+    done
+}
+
+enum Display {
+    Bar { bar: ProgressBar, step: Option<u32> },
+    Lines { step: Option<u32>, begun: Instant, told: Option<Instant> },
+}
+
+impl Display {
+    fn bar() -> Self {
+        Self::Bar { bar: ProgressBar::no_length(), step: None }
+    }
+
+    fn lines() -> Self {
+        Self::Lines { step: None, begun: Instant::now(), told: None }
+    }
+
+    fn show(&mut self, out: Output, now: &Step, done: u64) {
+        match self {
+            Self::Bar { bar, step } => {
+                if step.replace(now.number) != Some(now.number) {
+                    bar.reset();
+                    bar.set_style(style(now));
+                    bar.set_message(now.name.clone());
+                    match now.total {
+                        Some(total) => bar.set_length(total),
+                        None => bar.unset_length(),
+                    }
+                }
+                bar.set_position(done);
+                bar.tick();
+            }
+            Self::Lines { step, begun, told } => {
+                if step.replace(now.number) != Some(now.number) {
+                    (*begun, *told) = (Instant::now(), None);
+                }
+                let due = match told {
+                    None => begun.elapsed() >= WORTH_TELLING,
+                    Some(told) => told.elapsed() >= REPEAT,
+                };
+                if due {
+                    *told = Some(Instant::now());
+                    out.note(&line(now, done, begun.elapsed()));
+                }
+            }
+        }
+    }
+
+    fn clear(&self) {
+        if let Self::Bar { bar, .. } = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style(step: &Step) -> ProgressStyle {
+    let template = match step.total {
+        Some(_) => "{spinner} {msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+        None => "{spinner} {msg} ({elapsed})",
+    };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}
+
+/// How far a step is, in one line.
+fn line(step: &Step, done: u64, elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs().max(1);
+    match step.total.filter(|total| *total > 0) {
+        Some(total) => format!(
+            "{}: {} of {} ({} %), {}/s",
+            step.name,
+            text::bytes(done),
+            text::bytes(total),
+            (u128::from(done) * 100 / u128::from(total)).min(100),
+            text::bytes(done / seconds)
+        ),
+        None => format!("{} ({})", step.name, text::span(seconds.try_into().unwrap_or(i64::MAX))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_say_how_far_it_is() {
+        let step = Step { name: "copying documents".to_owned(), total: Some(3 << 30), number: 2 };
+        let elapsed = Duration::from_secs(8);
+        assert_eq!(line(&step, 1 << 30, elapsed), "copying documents: 1.0 GiB of 3.0 GiB (33 %), 128 MiB/s");
+        let step = Step { total: None, name: "building indexes".to_owned(), ..step };
+        assert_eq!(line(&step, 0, elapsed), "building indexes (8s)");
+    }
+
+    #[test]
+    fn every_template_is_sound() {
+        for total in [None, Some(1)] {
+            style(&Step { name: String::new(), total, number: 0 });
+            let template = if total.is_some() { "{binary_bytes_per_sec}{eta}{bar:30}" } else { "{elapsed}" };
+            assert!(ProgressStyle::with_template(template).is_ok());
+        }
+    }
+}

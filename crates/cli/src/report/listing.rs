@@ -1,0 +1,111 @@
+//! `list`: the snapshots, and the times that can be restored.
+
+use hindsight_format::{SnapshotManifest, format_time};
+use hindsight_jobs::Overview;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::pitr::Pitr;
+use crate::output::Report;
+use crate::text;
+
+/// The snapshots, and the times that can be restored.
+#[derive(Debug, Serialize)]
+pub(crate) struct Listing {
+    snapshots: Snapshots,
+    pitr: Pitr,
+}
+
+/// The snapshots, oldest first.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Snapshots {
+    shown: Vec<Entry>,
+    #[serde(skip)]
+    hidden: usize,
+    #[serde(skip)]
+    several_epochs: bool,
+    #[serde(skip)]
+    program: String,
+}
+
+/// A snapshot; the names of the fields are those of `pbm list -o json` where it has them.
+#[derive(Debug, Serialize)]
+struct Entry {
+    name: String,
+    #[serde(rename = "nss", skip_serializing_if = "Vec::is_empty")]
+    namespaces: Vec<String>,
+    size: u64,
+    status: &'static str,
+    #[serde(rename = "restoreTo")]
+    restore_to: i64,
+    restore_time: String,
+    #[serde(rename = "type")]
+    kind: String,
+    epoch: u64,
+}
+
+impl Listing {
+    pub(crate) fn of(overview: &Overview, size: Option<usize>, unbacked: bool, now: Timestamp, program: &str) -> Self {
+        Self { snapshots: Snapshots::of(overview, size, program), pitr: Pitr::of(overview, unbacked, now, program) }
+    }
+}
+
+impl Snapshots {
+    /// The last `size` snapshots, or all.
+    pub(crate) fn of(overview: &Overview, size: Option<usize>, program: &str) -> Self {
+        let mut all: Vec<_> = overview.history.snapshots.iter().collect();
+        all.sort_by_key(|snapshot| (snapshot.epoch, snapshot.restore_time(), snapshot.id.clone()));
+        let hidden = all.len().saturating_sub(size.unwrap_or(usize::MAX));
+        let several_epochs = overview.epoch > 1;
+        let shown = all.into_iter().skip(hidden).map(Entry::of).collect();
+        Self { shown, hidden, several_epochs, program: program.to_owned() }
+    }
+
+    /// `Backup snapshots:` and what follows.
+    pub(crate) fn text(&self) -> String {
+        let mut head = vec!["NAME", "TYPE", "SIZE", "SELECTIVE", "RESTORE TIME"];
+        if self.several_epochs {
+            head.push("EPOCH");
+        }
+        if self.shown.is_empty() && self.hidden == 0 {
+            return format!("Backup snapshots:\n  none yet: take one with `{} backup`\n", self.program);
+        }
+        let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
+        for entry in &self.shown {
+            let selective = if entry.namespaces.is_empty() { "no".to_owned() } else { entry.namespaces.join(",") };
+            let size = text::bytes(entry.size);
+            let mut row = vec![entry.name.clone(), entry.kind.clone(), size, selective, entry.restore_time.clone()];
+            if self.several_epochs {
+                row.push(entry.epoch.to_string());
+            }
+            rows.push(row);
+        }
+        let older = match self.hidden as u64 {
+            0 => String::new(),
+            hidden => format!("  and {} older\n", text::things(hidden, "snapshot", "snapshots")),
+        };
+        format!("Backup snapshots:\n{}{older}", text::table_with_head(&rows, &[2]))
+    }
+}
+
+impl Entry {
+    fn of(snapshot: &SnapshotManifest) -> Self {
+        Self {
+            name: snapshot.id.clone(),
+            namespaces: snapshot.namespaces.clone(),
+            size: snapshot.totals.stored_bytes,
+            status: "done",
+            restore_to: snapshot.restore_time().as_second(),
+            restore_time: format_time(snapshot.restore_time()),
+            kind: snapshot.kind.to_string(),
+            epoch: snapshot.epoch,
+        }
+    }
+}
+
+impl Report for Listing {
+    fn text(&self) -> String {
+        format!("{}\n{}", self.snapshots.text(), self.pitr.text())
+    }
+}

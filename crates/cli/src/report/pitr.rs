@@ -1,0 +1,251 @@
+//! What can be restored to, and how the capture is doing.
+
+use hindsight_catalog::{Gap, Range};
+use hindsight_format::{LeaseRecord, OperationKind, format_time};
+use hindsight_jobs::{Captured, Overview};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::restores::half_restored;
+use crate::text;
+
+/// Seconds that a capture may lag without being worth a warning: an idle server gives a sign of
+/// life every 10 s, and those are stored once a minute.
+const USUAL_LAG: i64 = 120;
+
+/// Ranges, gaps and the state of the capture.
+#[derive(Debug, Serialize)]
+pub(crate) struct Pitr {
+    /// Whether capture is switched on.
+    on: bool,
+    /// What can be restored to.
+    ranges: Vec<Stretch>,
+    /// Why it is more than one range.
+    gaps: Vec<Hole>,
+    /// Log that no snapshot leads into; only when asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unbacked: Option<Vec<Stretch>>,
+    /// The capture.
+    capture: Capture,
+    /// What is wrong.
+    warnings: Vec<String>,
+    /// The ranges and gaps in the order of history.
+    #[serde(skip)]
+    lines: Vec<String>,
+    #[serde(skip)]
+    now: Timestamp,
+}
+
+#[derive(Debug, Serialize)]
+struct Stretch {
+    /// As `pbm` gives it: Unix seconds.
+    range: Seconds,
+    from: String,
+    to: String,
+    epoch: u64,
+    /// Base snapshots, oldest first.
+    bases: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Seconds {
+    start: i64,
+    end: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct Hole {
+    from: Option<String>,
+    to: String,
+    epoch: u64,
+    cause: String,
+}
+
+/// How the capture is doing.
+#[derive(Debug, Serialize)]
+struct Capture {
+    running: bool,
+    /// The agent's host and process, or those of the last one.
+    host: Option<String>,
+    process: Option<u32>,
+    /// The end of what is stored of the present epoch.
+    captured_until: Option<String>,
+    lag_secs: Option<i64>,
+    #[serde(skip)]
+    until: Option<Timestamp>,
+}
+
+impl Pitr {
+    /// How `overview` stands at `now`, told by a program called `program`.
+    pub(crate) fn of(overview: &Overview, unbacked: bool, now: Timestamp, program: &str) -> Self {
+        let timeline = &overview.timeline;
+        let several = overview.epoch > 1;
+        let mut lines: Vec<_> = timeline.ranges.iter().filter_map(|range| ordered_range(range, several)).collect();
+        lines.extend(timeline.gaps.iter().map(ordered_gap));
+        lines.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let capture = Capture::of(overview, now);
+        Self {
+            on: overview.config.pitr.enabled,
+            ranges: timeline.ranges.iter().filter_map(Stretch::of).collect(),
+            gaps: timeline.gaps.iter().map(Hole::of).collect(),
+            unbacked: unbacked.then(|| unbacked_of(overview)),
+            warnings: warnings(overview, &capture, program),
+            capture,
+            lines: lines.into_iter().map(|(_, line)| line).collect(),
+            now,
+        }
+    }
+
+    /// `PITR <on>:` and what follows.
+    pub(crate) fn text(&self) -> String {
+        format!("PITR <{}>:\n{}", self.state(), self.body())
+    }
+
+    /// `on` or `off`.
+    pub(crate) fn state(&self) -> &'static str {
+        if self.on { "on" } else { "off" }
+    }
+
+    /// Ranges, gaps, the capture, warnings.
+    pub(crate) fn body(&self) -> String {
+        let mut text = String::new();
+        if self.ranges.is_empty() {
+            text.push_str("  no time range can be restored yet\n");
+        }
+        for line in &self.lines {
+            text.push_str(line);
+        }
+        if let Some(unbacked) = &self.unbacked {
+            text.push_str("  Captured without a base snapshot before it:\n");
+            for stretch in unbacked {
+                text.push_str(&format!("    {} - {}\n", stretch.from, stretch.to));
+            }
+            if unbacked.is_empty() {
+                text.push_str("    none\n");
+            }
+        }
+        if let Some(line) = self.capture.text(self.now) {
+            text.push_str(&format!("  {line}\n"));
+        }
+        for warning in &self.warnings {
+            text.push_str(&format!("  WARNING: {warning}\n"));
+        }
+        text
+    }
+}
+
+/// Where a line belongs in the order of history: epoch, time, position, gaps before ranges.
+type Place = (u64, Timestamp, String, u8);
+
+fn ordered_range(range: &Range, several_epochs: bool) -> Option<(Place, String)> {
+    let (from, to) = range.from.zip(range.to)?;
+    let mut about =
+        format!("{}, {}", text::between(from, to), text::things(range.bases.len() as u64, "base", "bases"));
+    if several_epochs {
+        about.push_str(&format!(", epoch {}", range.epoch));
+    }
+    let line = format!("  {} - {}  ({about})\n", format_time(from), format_time(to));
+    Some(((range.epoch, range.start.time, range.start.position.order().to_owned(), 1), line))
+}
+
+fn ordered_gap(gap: &Gap) -> (Place, String) {
+    let (start, end) = (gap.start.as_ref().map(|point| point.time), gap.end.time);
+    let line = match start {
+        Some(start) => {
+            let (from, to) = (format_time(start), format_time(end));
+            format!("    gap {from} - {to} ({}): {}\n", text::between(start, end), gap.cause)
+        }
+        None => format!("    gap before {}: {}\n", format_time(end), gap.cause),
+    };
+    ((gap.epoch, end, gap.end.position.order().to_owned(), 0), line)
+}
+
+impl Stretch {
+    fn of(range: &Range) -> Option<Self> {
+        let (from, to) = range.from.zip(range.to)?;
+        Some(Self::new(from, to, range.epoch, range.bases.clone()))
+    }
+
+    fn new(from: Timestamp, to: Timestamp, epoch: u64, bases: Vec<String>) -> Self {
+        let range = Seconds { start: from.as_second(), end: to.as_second() };
+        Self { range, from: format_time(from), to: format_time(to), epoch, bases }
+    }
+}
+
+impl Hole {
+    fn of(gap: &Gap) -> Self {
+        Self {
+            from: gap.start.as_ref().map(|point| format_time(point.time)),
+            to: format_time(gap.end.time),
+            epoch: gap.epoch,
+            cause: gap.cause.clone(),
+        }
+    }
+}
+
+fn unbacked_of(overview: &Overview) -> Vec<Stretch> {
+    let unbacked = overview.timeline.unbacked.iter();
+    unbacked.map(|log| Stretch::new(log.start.time, log.end.time, log.epoch, Vec::new())).collect()
+}
+
+impl Capture {
+    fn of(overview: &Overview, now: Timestamp) -> Self {
+        let (running, lease) = match &overview.capture {
+            Captured::Running(lease) => (true, Some(lease)),
+            Captured::Idle(lease) => (false, lease.as_ref()),
+        };
+        let slices = overview.history.slices.iter().filter(|slice| slice.epoch == overview.epoch);
+        let until = slices.map(|slice| slice.name.end.time).max();
+        Self {
+            running,
+            host: lease.map(|lease| lease.holder.host.clone()),
+            process: lease.map(|lease| lease.holder.pid),
+            captured_until: until.map(format_time),
+            lag_secs: until.filter(|_| running).map(|until| now.duration_since(until).as_secs().max(0)),
+            until,
+        }
+    }
+
+    fn text(&self, now: Timestamp) -> Option<String> {
+        let agent = match (&self.host, self.process) {
+            (Some(host), Some(process)) => format!("the agent on {host} (process {process})"),
+            _ => "an agent".to_owned(),
+        };
+        match (self.running, self.until) {
+            (true, Some(until)) => {
+                let ago = text::span(now.duration_since(until).as_secs().max(0));
+                Some(format!("Captured until {}, {ago} ago, by {agent}", format_time(until)))
+            }
+            (true, None) => Some(format!("Capture by {agent} begins; nothing is stored yet")),
+            (false, Some(until)) => Some(format!("Captured until {}; no agent is capturing now", format_time(until))),
+            (false, None) => None,
+        }
+    }
+}
+
+fn is_restore(lease: &LeaseRecord) -> bool {
+    lease.operation.kind == OperationKind::Restore
+}
+
+fn warnings(overview: &Overview, capture: &Capture, program: &str) -> Vec<String> {
+    let mut warnings = half_restored(overview, program);
+    if !overview.config.pitr.enabled {
+        return warnings;
+    }
+    let restoring = overview.operation.as_ref().filter(|lease| is_restore(lease));
+    let based = overview.history.snapshots.iter().any(|s| s.epoch == overview.epoch && s.namespaces.is_empty());
+    if let (false, Some(restore)) = (capture.running, restoring) {
+        warnings.push(format!("capture waits for the restore {} to end", restore.operation.id));
+    } else if !capture.running && warnings.is_empty() {
+        warnings.push(format!("PITR is on but no agent is capturing: start `{program} agent`"));
+    } else if !based && capture.running {
+        warnings.push(format!(
+            "what is captured cannot be restored before there is a base snapshot: the agent takes one by itself, \
+             or run `{program} backup`"
+        ));
+    }
+    if let Some(lag) = capture.lag_secs.filter(|lag| *lag > USUAL_LAG.max(3 * i64::from(overview.config.pitr.upload_interval_sec))) {
+        warnings.push(format!("the capture is {} behind: see the agent's log", text::span(lag)));
+    }
+    warnings
+}

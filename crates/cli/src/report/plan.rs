@@ -1,0 +1,311 @@
+//! What a restore would do: shown before the question, by `--dry-run`, and as JSON.
+
+use hindsight_catalog::{Cut, RestorePlan};
+use hindsight_engine::{NamespaceChange, Preview};
+use hindsight_format::{LeaseRecord, format_time};
+use hindsight_jobs::{Proposal, RestoreRequest};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::restores::RestoreReport;
+use crate::output::Report;
+use crate::text;
+
+/// Lines of a list of namespaces before it is cut short.
+const LIST: usize = 20;
+/// Uncompressed bytes that a restore writes in a second, for an estimate.
+const RATE: u64 = 60 << 20;
+
+/// What a plan is told from.
+pub(crate) struct Facts<'a> {
+    /// The cluster whose history is restored.
+    pub(crate) source: &'a str,
+    /// The repository.
+    pub(crate) repository: &'a str,
+    pub(crate) request: &'a RestoreRequest,
+    pub(crate) plan: &'a RestorePlan,
+    pub(crate) preview: &'a Preview,
+    /// The target's name, where the repository keeps it.
+    pub(crate) target: Option<&'a str>,
+    /// The agent that captures the target.
+    pub(crate) capture: Option<&'a LeaseRecord>,
+    /// Whether the target's capture is switched on.
+    pub(crate) captures_afterwards: bool,
+    pub(crate) restore_point: String,
+    /// The time as it was typed, when it had no zone.
+    pub(crate) taken_as_utc: Option<&'a str>,
+    /// The name of this program.
+    pub(crate) program: &'a str,
+}
+
+/// What a restore would do.
+#[derive(Debug, Serialize)]
+pub(crate) struct PlanReport {
+    cluster: String,
+    repository: String,
+    restore_point: String,
+    /// The moment that it is; none for the end of a snapshot or a position.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    taken_as_utc: Option<String>,
+    /// First and last second that can be restored around it.
+    range: Option<[String; 2]>,
+    base: Base,
+    log: Log,
+    read_bytes: u64,
+    uncompressed_bytes: u64,
+    estimated_secs: u64,
+    into: Into,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    namespaces: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    renamed: Option<String>,
+    /// Namespaces of the target that the base snapshot has too: they become what they were.
+    replaced: Vec<NamespaceChange>,
+    /// Those that it does not have: they go, unless the log has created them before the restore
+    /// point.
+    dropped: Vec<NamespaceChange>,
+    notes: Vec<String>,
+    #[serde(skip)]
+    within: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Base {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+    restore_time: String,
+    epoch: u64,
+    stored_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Log {
+    slices: u64,
+    stored_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Into {
+    hosts: String,
+    version: String,
+    in_place: bool,
+    /// Its name in the repository, where it is kept.
+    cluster: Option<String>,
+}
+
+impl PlanReport {
+    /// The plan of a proposal.
+    pub(crate) fn of(proposal: &Proposal, taken_as_utc: Option<&str>, program: &str) -> Self {
+        Self::told(&Facts {
+            source: proposal.source.name(),
+            repository: proposal.source.repository().url(),
+            request: &proposal.request,
+            plan: &proposal.plan,
+            preview: &proposal.preview,
+            target: proposal.target.as_ref().map(|target| target.name()),
+            capture: proposal.capture.as_ref(),
+            captures_afterwards: proposal.captures_afterwards,
+            restore_point: proposal.restore_point(),
+            taken_as_utc,
+            program,
+        })
+    }
+
+    pub(crate) fn told(facts: &Facts<'_>) -> Self {
+        let Facts { plan, preview, request, .. } = facts;
+        let base = &plan.base;
+        let selected = !request.selection.is_all();
+        let (replaced, dropped) = preview.existing.iter().cloned().partition(|change: &NamespaceChange| change.in_base);
+        let time = match plan.cut {
+            Cut::Before(time) => Some(time),
+            Cut::AtSnapshotEnd | Cut::Through { .. } => None,
+        };
+        let uncompressed_bytes = base.totals.raw_bytes;
+        Self {
+            cluster: facts.source.to_owned(),
+            repository: facts.repository.to_owned(),
+            restore_point: facts.restore_point.clone(),
+            time: time.map(format_time),
+            taken_as_utc: facts.taken_as_utc.map(str::to_owned),
+            range: plan.range.map(|(from, to)| [from, to].map(format_time)),
+            within: plan.range.map(|(from, to)| within(from, to, time)),
+            base: Base {
+                name: base.id.clone(),
+                kind: base.kind.to_string(),
+                restore_time: format_time(base.restore_time()),
+                epoch: plan.epoch,
+                stored_bytes: plan.data_bytes,
+            },
+            log: Log {
+                slices: plan.streams.iter().map(|stream| stream.log.len() as u64).sum(),
+                stored_bytes: plan.log_bytes,
+            },
+            read_bytes: plan.data_bytes + plan.log_bytes,
+            uncompressed_bytes,
+            estimated_secs: 1 + uncompressed_bytes / RATE,
+            into: Into {
+                hosts: preview.into_hosts.clone(),
+                version: preview.into_version.clone(),
+                in_place: preview.in_place,
+                cluster: facts.target.map(str::to_owned),
+            },
+            namespaces: if selected { request.selection.patterns().to_vec() } else { Vec::new() },
+            renamed: request.selection.renaming().map(|r| format!("{} -> {}", r.from, r.to)),
+            replaced,
+            dropped,
+            notes: preview.notes.iter().cloned().chain(notes(facts)).collect(),
+        }
+    }
+
+    /// The question before it is done.
+    pub(crate) fn question(&self) -> String {
+        let what = match (&self.renamed, self.namespaces.as_slice()) {
+            (Some(renamed), _) => renamed.clone(),
+            (None, []) => format!("{} ", self.into.hosts).trim().to_owned(),
+            (None, some) => format!("{} in {}", some.join(", "), self.into.hosts),
+        };
+        format!("Are you sure you want to restore {what} to {}? [y/N] ", self.restore_point)
+    }
+}
+
+fn within(from: Timestamp, to: Timestamp, time: Option<Timestamp>) -> String {
+    let range = format!("{} - {}", format_time(from), format_time(to));
+    match time.filter(|time| (from..=to).contains(time)) {
+        Some(time) => {
+            format!("{range}: {} after its start, {} before its end", text::between(from, time), text::between(time, to))
+        }
+        None => range,
+    }
+}
+
+/// What happens to the capture.
+fn notes(facts: &Facts<'_>) -> Vec<String> {
+    let program = facts.program;
+    let note = match (facts.capture, facts.captures_afterwards) {
+        (Some(lease), true) => format!(
+            "the agent on {} is suspended for the restore; afterwards it begins anew by itself, with a fresh snapshot",
+            lease.holder.host
+        ),
+        (Some(lease), false) => {
+            format!("the agent on {} is just letting go, as PITR is off; {}", lease.holder.host, by_hand(program))
+        }
+        (None, true) => format!(
+            "PITR is on but no agent is capturing; afterwards start `{program} agent`: it begins anew, with a fresh snapshot"
+        ),
+        (None, false) if facts.target.is_some() => format!("PITR is off; {}", by_hand(program)),
+        (None, false) => {
+            format!("the repository does not keep the target; to protect it afterwards, take a `{program} backup` of it")
+        }
+    };
+    vec![note]
+}
+
+fn by_hand(program: &str) -> String {
+    format!("afterwards run `{program} backup`, then `{program} config --set pitr.enabled=true` to protect it again")
+}
+
+/// What to do once a restore has succeeded.
+pub(crate) fn next_steps(target: bool, capture: bool, captures_afterwards: bool, program: &str) -> String {
+    match (capture, captures_afterwards) {
+        (true, true) => "Next: nothing. The agent begins anew by itself, with a fresh snapshot.".to_owned(),
+        (false, true) => format!("Next: start `{program} agent`. It begins anew, with a fresh snapshot."),
+        (_, false) if target => {
+            format!("Next: run `{program} backup`, then `{program} config --set pitr.enabled=true`: this is a new history.")
+        }
+        (_, false) => format!("Next: run `{program} backup`, to protect this cluster as well."),
+    }
+}
+
+impl Report for PlanReport {
+    fn text(&self) -> String {
+        let into = match (self.into.in_place, &self.into.cluster) {
+            (true, _) => "in place".to_owned(),
+            (false, Some(name)) => format!("another cluster, {name}"),
+            (false, None) => "another cluster, which the repository does not keep".to_owned(),
+        };
+        let log = match self.log.slices {
+            0 => "none is needed".to_owned(),
+            slices => format!("{}, {}", text::things(slices, "slice", "slices"), text::bytes(self.log.stored_bytes)),
+        };
+        let Base { name, kind, restore_time, .. } = &self.base;
+        let mut lines = vec![
+            ("History of", format!("{} in {}", self.cluster, self.repository)),
+            ("Restore point", self.restore_point.clone()),
+        ];
+        if let Some(typed) = &self.taken_as_utc {
+            lines.push(("", format!("{typed} is taken as UTC")));
+        }
+        if let Some(within) = &self.within {
+            lines.push(("Range", within.clone()));
+        }
+        lines.push(("Base snapshot", format!("{name} ({kind}), which is at {restore_time}")));
+        lines.push(("Log after it", log));
+        lines.push(("To read", format!("{}, {} uncompressed", text::bytes(self.read_bytes), text::bytes(self.uncompressed_bytes))));
+        lines.push(("Into", format!("{} (version {}), {into}", self.into.hosts, self.into.version)));
+        if let Some(renamed) = &self.renamed {
+            lines.push(("Only", format!("{renamed}, under the new name")));
+        } else if !self.namespaces.is_empty() {
+            lines.push(("Only", self.namespaces.join(", ")));
+        }
+        let secs = i64::try_from(self.estimated_secs).unwrap_or(i64::MAX);
+        lines.push(("Will take", format!("about {} (an estimate, from the size)", text::span(secs))));
+
+        let rows: Vec<_> = lines.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+        let mut text = format!("Restore plan:\n{}", text::table(&rows, &[]));
+        text.push_str(&list("Replaced by what they were", &self.replaced));
+        text.push_str(&list("Dropped, unless the log has created them before the restore point", &self.dropped));
+        if self.replaced.is_empty() && self.dropped.is_empty() {
+            text.push_str("Nothing that exists in the target is replaced or dropped.\n");
+        }
+        if !self.notes.is_empty() {
+            text.push_str("Notes:\n");
+        }
+        for note in &self.notes {
+            text.push_str(&format!("  - {note}\n"));
+        }
+        text
+    }
+}
+
+/// Namespaces with their sizes, the largest first, cut short when there are many.
+fn list(title: &str, changes: &[NamespaceChange]) -> String {
+    if changes.is_empty() {
+        return String::new();
+    }
+    let mut changes: Vec<_> = changes.iter().collect();
+    let all = changes.len();
+    if all > LIST {
+        changes.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.namespace.cmp(&b.namespace)));
+        changes.truncate(LIST);
+    }
+    let row = |change: &&NamespaceChange| {
+        let documents = text::things(change.documents, "document", "documents");
+        vec![change.namespace.clone(), documents, text::bytes(change.bytes)]
+    };
+    let rows: Vec<_> = changes.iter().map(row).collect();
+    let more = match all - changes.len() {
+        0 => String::new(),
+        more => format!("  and {} more\n", text::count(more as u64)),
+    };
+    format!("{title} ({}):\n{}{more}", text::count(all as u64), text::table(&rows, &[1, 2]))
+}
+
+/// A restore that has succeeded.
+#[derive(Debug, Serialize)]
+pub(crate) struct Restored {
+    pub(crate) plan: PlanReport,
+    pub(crate) restore: RestoreReport,
+    pub(crate) warnings: Vec<String>,
+    /// What it did, for people.
+    #[serde(skip)]
+    pub(crate) done: String,
+}
+
+impl Report for Restored {
+    fn text(&self) -> String {
+        self.done.clone()
+    }
+}

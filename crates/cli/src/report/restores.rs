@@ -1,0 +1,186 @@
+//! Restores that were, and how they ended.
+
+use hindsight_format::{LeaseRecord, OperationKind, RestoreRecord, RestoreState, format_time};
+use hindsight_jobs::Overview;
+use serde::Serialize;
+
+use super::yaml;
+use crate::output::Report;
+use crate::text;
+
+/// How a restore stands, in one or two words. One whose record says that it runs, while nobody
+/// runs it, was cut off.
+pub(crate) fn standing(record: &RestoreRecord, operation: Option<&LeaseRecord>) -> &'static str {
+    let runs = operation
+        .is_some_and(|lease| lease.operation.kind == OperationKind::Restore && lease.operation.id == record.id);
+    match record.state {
+        RestoreState::InProgress if runs => "in progress",
+        RestoreState::InProgress => "cut off",
+        RestoreState::Success => "success",
+        RestoreState::Error => "error",
+    }
+}
+
+/// A restore that changed its target and did not end well, which no later one has mended.
+pub(crate) fn unmended<'a>(overview: &'a Overview) -> Option<&'a RestoreRecord> {
+    let own = overview.descriptor.as_ref().map(|descriptor| &descriptor.identity);
+    let mut broken: Option<&'a RestoreRecord> = None;
+    for record in overview.restores.iter().filter(|record| own == Some(&record.into) && record.touched) {
+        let whole = record.namespaces.is_empty();
+        match record.state {
+            RestoreState::Success if whole || broken.is_some_and(|b| b.namespaces == record.namespaces) => broken = None,
+            RestoreState::Success => {}
+            // What is broken as a whole is not less so by a restore of a part.
+            _ if broken.is_some_and(|b| b.namespaces.is_empty()) && !whole => {}
+            _ => broken = Some(record),
+        }
+    }
+    broken.filter(|record| standing(record, overview.operation.as_ref()) != "in progress")
+}
+
+/// The warning about such a restore, in plain words.
+pub(crate) fn half_restored(overview: &Overview, program: &str) -> Vec<String> {
+    let Some(record) = unmended(overview) else { return Vec::new() };
+    let what = match record.namespaces.as_slice() {
+        [] => "the cluster is half restored".to_owned(),
+        some => format!("{} half restored", some.join(", ")),
+    };
+    let how = match &record.error {
+        Some(error) => format!("failed while {}: {error}", record.step),
+        None => format!("was cut off while {}", record.step),
+    };
+    vec![format!(
+        "{what}: the restore {} {how}. Its data are not whole until a restore has succeeded: run `{program} restore` again",
+        record.id
+    )]
+}
+
+/// The history of restores.
+#[derive(Debug, Serialize)]
+pub(crate) struct Restores {
+    restores: Vec<Entry>,
+}
+
+#[derive(Debug, Serialize)]
+struct Entry {
+    name: String,
+    status: &'static str,
+    snapshot: String,
+    target: String,
+    into: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    namespaces: Vec<String>,
+    started_at: String,
+    finished_at: Option<String>,
+    touched: bool,
+    error: Option<String>,
+}
+
+impl Restores {
+    /// The last `size` restores, or all.
+    pub(crate) fn of(overview: &Overview, size: Option<usize>) -> Self {
+        let skipped = overview.restores.len().saturating_sub(size.unwrap_or(usize::MAX));
+        let entry = |record: &RestoreRecord| Entry {
+            name: record.id.clone(),
+            status: standing(record, overview.operation.as_ref()),
+            snapshot: record.snapshot.clone(),
+            target: record.target.clone(),
+            into: record.into_hosts.clone(),
+            namespaces: record.namespaces.clone(),
+            started_at: format_time(record.started_at),
+            finished_at: record.finished_at.map(format_time),
+            touched: record.touched,
+            error: record.error.clone(),
+        };
+        Self { restores: overview.restores.iter().skip(skipped).map(entry).collect() }
+    }
+}
+
+impl Report for Restores {
+    fn text(&self) -> String {
+        if self.restores.is_empty() {
+            return "Restores history:\n  none\n".to_owned();
+        }
+        let mut rows = vec![["NAME", "STATUS", "RESTORE POINT", "BASE", "INTO"].map(str::to_owned).to_vec()];
+        for entry in &self.restores {
+            let target = match entry.namespaces.as_slice() {
+                [] => entry.target.clone(),
+                some => format!("{} ({})", entry.target, some.join(", ")),
+            };
+            rows.push(vec![entry.name.clone(), entry.status.to_owned(), target, entry.snapshot.clone(), entry.into.clone()]);
+        }
+        let mut text = format!("Restores history:\n{}", text::table_with_head(&rows, &[]));
+        for entry in &self.restores {
+            if let Some(error) = &entry.error {
+                text.push_str(&format!("  {} failed: {error}\n", entry.name));
+            }
+        }
+        text
+    }
+}
+
+/// One restore with all that is known about it.
+#[derive(Debug, Serialize)]
+pub(crate) struct RestoreReport {
+    name: String,
+    status: &'static str,
+    restore_point: String,
+    backup: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    namespaces: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    renamed: Option<String>,
+    into: String,
+    into_id: String,
+    target_changed: bool,
+    step: String,
+    started_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    new_epoch: Option<u64>,
+    collections: u64,
+    documents: u64,
+    bytes: u64,
+    indexes: u64,
+    log_records: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    hindsight_version: String,
+}
+
+impl RestoreReport {
+    pub(crate) fn of(record: &RestoreRecord, operation: Option<&LeaseRecord>) -> Self {
+        Self {
+            name: record.id.clone(),
+            status: standing(record, operation),
+            restore_point: record.target.clone(),
+            backup: record.snapshot.clone(),
+            namespaces: record.namespaces.clone(),
+            renamed: record.renamed.clone(),
+            into: record.into_hosts.clone(),
+            into_id: record.into.id.clone(),
+            target_changed: record.touched,
+            step: record.step.clone(),
+            started_at: format_time(record.started_at),
+            finished_at: record.finished_at.map(format_time),
+            duration: record.finished_at.map(|end| text::between(record.started_at, end)),
+            new_epoch: record.new_epoch,
+            collections: record.totals.collections,
+            documents: record.totals.documents,
+            bytes: record.totals.bytes,
+            indexes: record.totals.indexes,
+            log_records: record.totals.log_records,
+            error: record.error.clone(),
+            hindsight_version: record.run_by.clone(),
+        }
+    }
+}
+
+impl Report for RestoreReport {
+    fn text(&self) -> String {
+        yaml(self)
+    }
+}

@@ -1,0 +1,156 @@
+//! One snapshot: `describe-backup`, and what `backup` says when it is done.
+
+use hindsight_engine::CollectionInfo;
+use hindsight_format::{SnapshotManifest, format_time};
+use hindsight_repository::ClusterRepository;
+use serde::Serialize;
+
+use super::yaml;
+use crate::output::Report;
+use crate::text;
+
+/// One snapshot with all that is known about it. Fields are named as `pbm describe-backup` names
+/// them where it has them.
+#[derive(Debug, Serialize)]
+pub(crate) struct SnapshotReport {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+    status: &'static str,
+    engine: String,
+    epoch: u64,
+    restore_time: String,
+    last_write_time: String,
+    started_at: String,
+    finished_at: String,
+    duration: String,
+    /// Empty: everything.
+    namespaces: Vec<String>,
+    server_version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compatibility_version: Option<String>,
+    member: String,
+    role: String,
+    size: u64,
+    size_h: String,
+    size_uncompressed: u64,
+    size_uncompressed_h: String,
+    collection_count: u64,
+    document_count: u64,
+    path: String,
+    hindsight_version: String,
+    /// Its own piece of each log: the snapshot is consistent at `last`.
+    log: Vec<OwnLog>,
+    objects: Vec<Object>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    collections: Option<Vec<CollectionInfo>>,
+}
+
+#[derive(Debug, Serialize)]
+struct OwnLog {
+    stream: String,
+    first: String,
+    last: String,
+    slices: usize,
+    records: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Object {
+    name: String,
+    size: u64,
+    size_uncompressed: u64,
+}
+
+/// Where a snapshot is.
+pub(crate) fn path(cluster: &ClusterRepository, id: &str) -> String {
+    format!("{}/{}", cluster.repository().url().trim_end_matches('/'), cluster.keys().snapshot(id).trim_end_matches('/'))
+}
+
+impl SnapshotReport {
+    pub(crate) fn of(snapshot: &SnapshotManifest, path: String, collections: Option<Vec<CollectionInfo>>) -> Self {
+        let totals = &snapshot.totals;
+        let log = snapshot.streams.iter().map(|(stream, part)| OwnLog {
+            stream: stream.clone(),
+            first: part.first.to_string(),
+            last: part.last.to_string(),
+            slices: part.slices.len(),
+            records: totals.log_records,
+        });
+        let objects = snapshot.objects.iter().map(|object| Object {
+            name: object.name.clone(),
+            size: object.stored_bytes,
+            size_uncompressed: object.raw_bytes,
+        });
+        Self {
+            name: snapshot.id.clone(),
+            kind: snapshot.kind.to_string(),
+            status: "done",
+            engine: snapshot.engine.clone(),
+            epoch: snapshot.epoch,
+            restore_time: format_time(snapshot.restore_time()),
+            last_write_time: format_time(snapshot.restore_time()),
+            started_at: format_time(snapshot.started_at),
+            finished_at: format_time(snapshot.finished_at),
+            duration: text::between(snapshot.started_at, snapshot.finished_at),
+            namespaces: snapshot.namespaces.clone(),
+            server_version: snapshot.source.server_version.clone(),
+            compatibility_version: snapshot.source.compatibility_version.clone(),
+            member: snapshot.source.member.clone(),
+            role: snapshot.source.role.clone(),
+            size: totals.stored_bytes,
+            size_h: text::bytes(totals.stored_bytes),
+            size_uncompressed: totals.raw_bytes,
+            size_uncompressed_h: text::bytes(totals.raw_bytes),
+            collection_count: totals.collections,
+            document_count: totals.documents,
+            path,
+            hindsight_version: snapshot.created_by.clone(),
+            log: log.collect(),
+            objects: objects.collect(),
+            collections,
+        }
+    }
+}
+
+impl Report for SnapshotReport {
+    fn text(&self) -> String {
+        yaml(self)
+    }
+}
+
+/// A snapshot that was just taken.
+#[derive(Debug, Serialize)]
+pub(crate) struct Taken {
+    name: String,
+    /// Where it is.
+    storage: String,
+    snapshot: SnapshotReport,
+    warnings: Vec<String>,
+    /// What to do next, for people.
+    #[serde(skip)]
+    next: Option<String>,
+}
+
+impl Taken {
+    pub(crate) fn of(snapshot: SnapshotReport, warnings: Vec<String>, next: Option<String>) -> Self {
+        Self { name: snapshot.name.clone(), storage: snapshot.path.clone(), snapshot, warnings, next }
+    }
+}
+
+impl Report for Taken {
+    fn text(&self) -> String {
+        let Self { name, storage, snapshot: s, next, .. } = self;
+        let next = next.as_ref().map(|next| format!("{next}\n")).unwrap_or_default();
+        let collections = text::things(s.collection_count, "collection", "collections");
+        let documents = text::things(s.document_count, "document", "documents");
+        format!(
+            "Backup \"{name}\" saved to remote store (path: \"{storage}\")\n  \
+             holds         {collections}, {documents}\n  \
+             size          {}, {} uncompressed\n  \
+             restore time  {}\n  \
+             took          {}, read from {} ({})\n{next}",
+            s.size_h, s.size_uncompressed_h, s.restore_time, s.duration, s.member, s.role,
+        )
+    }
+}
