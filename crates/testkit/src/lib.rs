@@ -10,6 +10,7 @@ mod replica_set;
 mod s3;
 mod spawner;
 mod state;
+pub mod workload;
 
 pub use binary::{mongod_binary, mongod_version};
 pub use mongod::{Mongod, MongodOptions};
