@@ -1,0 +1,110 @@
+//! Benchmarks of Hindsight: every figure beside the limit that the server or the processor sets,
+//! measured in one run on the same documents.
+//!
+//! See docs/benchmarks.md.
+
+mod child;
+mod data;
+mod hindsight;
+mod machine;
+mod measure;
+mod meter;
+mod server;
+mod table;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Parser;
+use data::Dataset;
+use hindsight::Hindsight;
+use measure::{Bench, backup, log, mib, restore, say, small};
+use server::Server;
+use table::Table;
+
+/// Measures Hindsight against the limits of the server that it works with.
+#[derive(Debug, Parser)]
+struct Options {
+    /// MiB of documents.
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    size: u64,
+    /// The long form: 2 GiB of documents.
+    #[arg(long, conflicts_with = "size")]
+    full: bool,
+    /// Rounds of what is compared; the best of each counts.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Updates in the long log.
+    #[arg(long, default_value_t = 1_000_000)]
+    updates: u64,
+    /// MiB of cache of each server.
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    cache: u32,
+    /// The binary to measure; built from this workspace by default.
+    #[arg(long, value_name = "FILE")]
+    hindsight: Option<PathBuf>,
+    /// Where the results go.
+    #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+    out: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    let began = Instant::now();
+    let mut about = machine::describe();
+    let program = match &options.hindsight {
+        Some(program) => program.clone(),
+        None => Hindsight::build()?,
+    };
+    about.insert("hindsight", machine::said(&program.display().to_string(), &["--version"]));
+
+    let size = if options.full { 2048 } else { options.size };
+    say(&format!("making {size} MiB of documents"));
+    let data = Dataset::generate(size << 20)?;
+    let (source, target) = tokio::try_join!(Server::start(options.cache), Server::start(options.cache))?;
+    about.insert("mongod", source.version().await?);
+    about.insert("mongod cache", format!("{} MiB", options.cache));
+    about.insert(
+        "data",
+        format!(
+            "{:.0} MiB of BSON, {} documents in {} collections, {} secondary indexes",
+            mib(data.bytes()),
+            data.documents(),
+            data.collections.len(),
+            data.indexes()
+        ),
+    );
+    say("loading the source");
+    source.insert(&data, machine::cores()).await?;
+    source.build_indexes(&data).await?;
+    let mut bench = Bench {
+        data,
+        source,
+        target,
+        hindsight: Hindsight::new(&program)?,
+        rounds: options.rounds.max(1),
+        updates: options.updates,
+        table: Table::default(),
+    };
+
+    let free = log::write_freely(&bench).await?;
+    backup::measure(&mut bench).await?;
+    restore::measure(&mut bench).await?;
+    log::measure(&mut bench, free).await?;
+    small::measure(&mut bench, &Hindsight::new(&program)?).await?;
+
+    about.insert("run", format!("{:.0} s", began.elapsed().as_secs_f64()));
+    for (what, how) in &about {
+        println!("{what}: {how}");
+    }
+    println!("\n{}", bench.table);
+    std::fs::create_dir_all(&options.out)?;
+    let name = about.get("date").map(|date| date.replace(':', "")).unwrap_or_default();
+    let file = options.out.join(format!("{name}.json"));
+    let results = serde_json::json!({"about": about, "table": bench.table});
+    std::fs::write(&file, serde_json::to_string_pretty(&results)?)?;
+    println!("written to {}", file.display());
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! Backup against its floor: reading the same documents through the driver, and compressing them.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use bson::{Document, RawDocumentBuf, doc};
+use futures::StreamExt as _;
+use hindsight_format::ClusterConfig;
+use mongodb::Client;
+
+use super::{Bench, Rounds, mib, say};
+use crate::data::{DATABASE, ORDERS, order_id};
+use crate::machine::cores;
+use crate::meter::{Meter, Spent};
+
+/// Measures reading, compressing and backup in turns, and notes the ratio.
+pub async fn measure(bench: &mut Bench) -> Result<()> {
+    let threads = cores();
+    let (whole, ranges) = (collections(bench), ranges(bench, 2 * threads as u64));
+    let level = ClusterConfig::default().backup.compression_level;
+    let [mut one, mut many, mut ranged, mut packing, mut backup] = [(); 5].map(|()| Rounds::default());
+    let (mut packed, mut peak) = (0, 0);
+    for round in 0..bench.rounds {
+        say(&format!("read, compress, backup: round {} of {}", round + 1, bench.rounds));
+        bench.source.settle().await?;
+        one.push(read(bench, &whole, 1).await?);
+        many.push(read(bench, &whole, threads).await?);
+        ranged.push(read(bench, &ranges, threads).await?);
+        let (spent, bytes) = compress(bench, level)?;
+        packing.push(spent);
+        packed = bytes;
+        if round > 0 {
+            bench.hindsight.forget_snapshots().await?;
+        }
+        let ended = bench.hindsight.run(&bench.source, &["backup"]).await?;
+        backup.push(ended.spent);
+        peak = peak.max(ended.peak);
+    }
+    let size = mib(bench.data.bytes());
+    let stored = bench.hindsight.stored_bytes("/snapshots/")?;
+    let stream = zstd_stream(bench, 3)?;
+    let table = &mut bench.table;
+    for (name, rounds) in [
+        ("raw read, 1 thread".to_owned(), &one),
+        (format!("raw read, {threads} threads"), &many),
+        (format!("raw read, {threads} threads, by ranges of _id"), &ranged),
+    ] {
+        table.add(&name, size / rounds.wall(), "MiB/s", rounds.note());
+        table.add(format!("{name}: client"), rounds.client() / size * 1024.0, "core-s/GiB", "");
+        table.add(format!("{name}: server"), rounds.server() / size * 1024.0, "core-s/GiB", "");
+    }
+    let note = format!("frames of 4 MiB, 1 thread, to {:.1} MiB; {}", mib(packed), packing.note());
+    table.add(format!("zstd -{level}"), packing.client() / size * 1024.0, "core-s/GiB", note);
+
+    let read_wall = one.wall().min(many.wall()).min(ranged.wall());
+    let read_cpu = [&one, &many, &ranged].map(|r| r.client() + r.server()).into_iter().fold(f64::INFINITY, f64::min);
+    let work = (read_cpu + packing.client()) / cores() as f64;
+    let floor = read_wall.max(work);
+    let note = format!("the larger of: best read {read_wall:.2} s, processor work over {} cores {work:.2} s", cores());
+    table.add("backup: floor", floor, "s", note);
+    table.add("backup", backup.wall(), "s", backup.note());
+    table.add("backup: rate", size / backup.wall(), "MiB/s", "of BSON");
+    table.add("backup: client", backup.client() / size * 1024.0, "core-s/GiB", "");
+    table.add("backup: server", backup.server() / size * 1024.0, "core-s/GiB", "");
+    table.add("backup: peak memory", mib(peak), "MiB", "resident, highest of all rounds");
+    table.add("backup: stored", mib(stored), "MiB", "all objects of the snapshot");
+    table.add("zstd -3 of the same bytes", mib(stream), "MiB", "as one stream");
+    table.add("RATIO backup / floor", backup.wall() / floor, "x", "");
+    table.add("RATIO stored / zstd -3", stored as f64 / stream as f64, "x", "");
+    Ok(())
+}
+
+/// A command that reads each collection in its natural order.
+fn collections(bench: &Bench) -> Vec<Document> {
+    bench.data.collections.iter().map(|collection| doc! {"find": collection.name}).collect()
+}
+
+/// The same, with the largest collection cut in ranges of `_id`.
+fn ranges(bench: &Bench, count: u64) -> Vec<Document> {
+    let orders = bench.data.collections.iter().find(|c| c.name == ORDERS).map_or(0, |c| c.documents());
+    let mut commands: Vec<Document> = (0..count)
+        .map(|part| {
+            let mut command = doc! {"find": ORDERS, "hint": {"_id": 1}};
+            if part > 0 {
+                command.insert("min", doc! {"_id": order_id(orders * part / count)});
+            }
+            if part + 1 < count {
+                command.insert("max", doc! {"_id": order_id(orders * (part + 1) / count)});
+            }
+            command
+        })
+        .collect();
+    let others = bench.data.collections.iter().filter(|collection| collection.name != ORDERS);
+    commands.extend(others.map(|collection| doc! {"find": collection.name}));
+    commands
+}
+
+/// Reads everything in raw batches, which nobody looks into.
+async fn read(bench: &Bench, commands: &[Document], threads: usize) -> Result<Spent> {
+    let queue = Arc::new(Mutex::new(VecDeque::from(commands.to_vec())));
+    let meter = Meter::start(&[bench.source.pid()])?;
+    let readers: Vec<_> =
+        (0..threads).map(|_| tokio::spawn(reader(bench.source.client.clone(), queue.clone()))).collect();
+    let mut bytes = 0;
+    for reader in readers {
+        bytes += reader.await??;
+    }
+    let spent = meter.stop()?;
+    anyhow::ensure!(bytes >= bench.data.bytes(), "only {bytes} bytes of {} were read", bench.data.bytes());
+    Ok(spent)
+}
+
+async fn reader(client: Client, queue: Arc<Mutex<VecDeque<Document>>>) -> Result<u64> {
+    let mut bytes = 0;
+    loop {
+        let command = queue.lock().ok().and_then(|mut queue| queue.pop_front());
+        let Some(mut command) = command else { return Ok(bytes) };
+        command.insert("batchSize", 1_000_000);
+        let command = RawDocumentBuf::try_from(&command)?;
+        let mut batches = client.database(DATABASE).run_raw_cursor_command(command).batch().await?;
+        while let Some(batch) = batches.next().await {
+            bytes += batch?.doc_slices()?.as_bytes().len() as u64;
+        }
+    }
+}
+
+/// Compresses all documents in frames, as a snapshot holds them; gives the bytes that remain.
+fn compress(bench: &Bench, level: i32) -> Result<(Spent, u64)> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    let meter = Meter::start(&[])?;
+    let mut bytes = 0;
+    for (_, batch) in bench.data.batches() {
+        bytes += compressor.compress(&batch.bytes)?.len() as u64;
+    }
+    Ok((meter.stop()?, bytes))
+}
+
+/// Bytes that remain of all documents in one stream, as `zstd -LEVEL` makes it.
+fn zstd_stream(bench: &Bench, level: i32) -> Result<u64> {
+    use std::io::Write as _;
+    let mut encoder = zstd::Encoder::new(Count(0), level)?;
+    for (_, batch) in bench.data.batches() {
+        encoder.write_all(&batch.bytes)?;
+    }
+    Ok(encoder.finish()?.0)
+}
+
+/// Counts what is written to it.
+struct Count(u64);
+
+impl std::io::Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

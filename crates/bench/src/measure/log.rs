@@ -1,0 +1,224 @@
+//! The log: how soon it is durable, what capturing costs the writer, and how much longer a restore
+//! takes with it than without it.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bson::{DateTime, Document, doc};
+use hindsight_jobs::CAPTURE_LEASE;
+use hindsight_repository::ClusterRepository;
+use jiff::Timestamp;
+use mongodb::Client;
+
+use super::{Bench, Rounds, mib, say};
+use crate::data::{DATABASE, ORDERS, order_id};
+use crate::machine::cores;
+
+/// Documents that the updates go to, or all there are.
+const UPDATED: u64 = 100_000;
+/// Updates in one command; each makes an entry of its own in the log.
+const COMMAND: u64 = 250;
+/// The repository is looked at this often.
+const PROBE: Duration = Duration::from_millis(25);
+/// How long to wait for what must come.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How fast updates go without a capture. To be called before the snapshot is taken that the log
+/// follows, so that they are no part of the log.
+pub async fn write_freely(bench: &Bench) -> Result<f64> {
+    say("updates without an agent");
+    let began = Instant::now();
+    let updates = bench.updates / 4;
+    write(bench, updates, &Commits::default()).await?;
+    Ok(updates as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Captures a long log under full load, then restores with and without it in turns. `before` is how
+/// fast updates went before.
+pub async fn measure(bench: &mut Bench, before: f64) -> Result<()> {
+    let cluster = bench.hindsight.cluster().await?;
+    let snapshot = bench.hindsight.newest_snapshot().await?;
+    cluster.update_config(|config| config.with("pitr.enabled", "true")).await?;
+    let interval = cluster.config().await?.1.pitr.upload_interval_sec;
+    let agent = bench.hindsight.start(&bench.source, &["agent"])?;
+    wait("the agent", || async {
+        let lease = cluster.lease_state(CAPTURE_LEASE).await?;
+        Ok(lease.is_some_and(|lease| cluster.lease_is_live(CAPTURE_LEASE, &lease)))
+    })
+    .await?;
+
+    say(&format!("{} updates with an agent", bench.updates));
+    let commits = Arc::new(Commits::default());
+    let probing = tokio::spawn(probe(cluster.clone(), commits.clone()));
+    let began = Instant::now();
+    write(bench, bench.updates, &commits).await?;
+    let captured = bench.updates as f64 / began.elapsed().as_secs_f64();
+    let time = end_of_second(bench, &commits).await?;
+    wait("the end of the log", || async { Ok(commits.waiting() == 0) }).await?;
+    probing.abort();
+    let expected = bench.source.fingerprint(&bench.data).await?;
+    let agent = agent.stop().await?;
+    let log_bytes = bench.hindsight.stored_bytes("/log/")?;
+    let after = write_freely(bench).await?;
+
+    let [mut without, mut with] = [(); 2].map(|()| Rounds::default());
+    let mut peak = 0;
+    for round in 0..bench.rounds {
+        say(&format!("restore without and with the log: round {} of {}", round + 1, bench.rounds));
+        bench.target.clear().await?;
+        without.push(bench.hindsight.run(&bench.target, &["restore", &snapshot, "--yes"]).await?.spent);
+        bench.target.clear().await?;
+        let ended = bench.hindsight.run(&bench.target, &["restore", "--time", &time, "--yes"]).await?;
+        with.push(ended.spent);
+        peak = peak.max(ended.peak);
+        let found = bench.target.fingerprint(&bench.data).await?;
+        ensure!(found == expected, "documents and sum of versions are {found:?} instead of {expected:?}");
+    }
+
+    let lag = commits.lags();
+    let free = (before + after) / 2.0;
+    let updated = updated(bench);
+    let table = &mut bench.table;
+    let note = format!("{} connections; before {before:.0}, afterwards {after:.0}", cores());
+    table.add("updates without an agent", free, "1/s", note);
+    table.add("updates with an agent", captured, "1/s", "the agent takes its share of the same cores");
+    table.add("RATIO updates with / without an agent", captured / free, "x", "");
+    let note = format!("from commit to durable in the repository, stored every {interval} s or 16 MiB");
+    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
+        table.add(format!("capture lag under full load, {name}"), quantile(&lag, share), "s", note.as_str());
+    }
+    table.add("agent: processor", agent.spent.client, "core-s", format!("for {} updates", bench.updates));
+    table.add("agent: peak memory", mib(agent.peak), "MiB", "resident");
+    table.add("log: stored", mib(log_bytes), "MiB", format!("{} updates of {updated} documents", bench.updates));
+    table.add("restore without the log", without.wall(), "s", without.note());
+    table.add("restore with the log", with.wall(), "s", with.note());
+    table.add("restore with the log: client", with.client(), "core-s", format!("without {:.2}", without.client()));
+    table.add("restore with the log: peak memory", mib(peak), "MiB", "resident, highest of all rounds");
+    table.add("RATIO restore with / without the log", with.wall() / without.wall(), "x", "");
+    Ok(())
+}
+
+fn updated(bench: &Bench) -> u64 {
+    let orders = bench.data.collections.iter().find(|collection| collection.name == ORDERS);
+    orders.map_or(0, |orders| orders.documents()).clamp(1, UPDATED)
+}
+
+/// What was committed, and how long it took to become durable.
+#[derive(Debug, Default)]
+struct Commits {
+    waiting: Mutex<Vec<(String, Instant)>>,
+    lags: Mutex<Vec<f64>>,
+}
+
+impl Commits {
+    /// Notes that what the server says was done by this reply is committed now.
+    fn note(&self, reply: &Document) -> Result<()> {
+        let bson::Timestamp { time, increment } = reply.get_timestamp("operationTime")?;
+        if let Ok(mut waiting) = self.waiting.lock() {
+            // As positions of MongoDB's log are written in slice names.
+            waiting.push((format!("{time:010}.{increment:010}"), Instant::now()));
+        }
+        Ok(())
+    }
+
+    /// Notes that everything up to a position is durable now.
+    fn durable(&self, until: &str) {
+        let now = Instant::now();
+        if let (Ok(mut waiting), Ok(mut lags)) = (self.waiting.lock(), self.lags.lock()) {
+            waiting.retain(|(order, committed)| {
+                let done = order.as_str() <= until;
+                if done {
+                    lags.push((now - *committed).as_secs_f64());
+                }
+                !done
+            });
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting.lock().map_or(0, |waiting| waiting.len())
+    }
+
+    /// Seconds from commit to durable, ascending.
+    fn lags(&self) -> Vec<f64> {
+        let mut lags = self.lags.lock().map(|lags| lags.clone()).unwrap_or_default();
+        lags.sort_by(f64::total_cmp);
+        lags
+    }
+}
+
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
+/// Updates documents one after the other, over as many connections as there are cores.
+async fn write(bench: &Bench, updates: u64, commits: &Commits) -> Result<()> {
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let documents = updated(bench);
+    let writer = || async {
+        loop {
+            let from = next.fetch_add(COMMAND, std::sync::atomic::Ordering::Relaxed);
+            if from >= updates {
+                return Ok::<_, anyhow::Error>(());
+            }
+            let numbers = from..(from + COMMAND).min(updates);
+            commits.note(&update(&bench.source.client, numbers.map(|number| number % documents)).await?)?;
+        }
+    };
+    futures::future::try_join_all((0..cores()).map(|_| writer())).await?;
+    Ok(())
+}
+
+async fn update(client: &Client, orders: impl Iterator<Item = u64>) -> Result<Document> {
+    let now = DateTime::now();
+    let updates: Vec<Document> = orders
+        .map(|number| {
+            let set = doc! {"updatedAt": now, "items.0.quantity": (number % 9) as i32};
+            doc! {"q": {"_id": order_id(number)}, "u": {"$inc": {"version": 1_i64}, "$set": set}}
+        })
+        .collect();
+    let expected = updates.len() as i32;
+    let command = doc! {"update": ORDERS, "updates": updates, "ordered": false, "writeConcern": {"w": 1}};
+    let reply = client.database(DATABASE).run_command(command).await?;
+    ensure!(reply.get_i32("nModified")? == expected, "an update failed: {reply}");
+    Ok(reply)
+}
+
+/// Lets the second pass in which the last update was made; gives the next one, up to which (and no
+/// further) a restore then has all updates. What is committed in that second says that the log has
+/// come so far.
+async fn end_of_second(bench: &Bench, commits: &Commits) -> Result<String> {
+    let second = Timestamp::now().as_second() + 1;
+    let time = Timestamp::from_second(second)?;
+    while Timestamp::now() < time {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Past the second that is named, also for a server whose clock counts operations.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    commits.note(&bench.source.client.database("junk").run_command(doc! {"create": "mark"}).await?)?;
+    Ok(hindsight_format::format_time(time))
+}
+
+/// Looks at the repository, as anyone would who lists it, until aborted.
+async fn probe(cluster: ClusterRepository, commits: Arc<Commits>) -> Result<()> {
+    loop {
+        let slices = cluster.slices().await?;
+        if let Some(end) = slices.iter().map(|slice| slice.name.end.position.order()).max() {
+            commits.durable(end);
+        }
+        tokio::time::sleep(PROBE).await;
+    }
+}
+
+async fn wait<F: Future<Output = Result<bool>>>(what: &str, is_there: impl Fn() -> F) -> Result<()> {
+    let begun = Instant::now();
+    while !is_there().await.with_context(|| format!("waiting for {what}"))? {
+        if begun.elapsed() > PATIENCE {
+            bail!("{what} did not come within {} s", PATIENCE.as_secs());
+        }
+        tokio::time::sleep(PROBE).await;
+    }
+    Ok(())
+}
