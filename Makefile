@@ -12,7 +12,7 @@ help: ## this list
 demo: ## loses the data of a real replica set, and brings them back as they were a second before
 	@scripts/setup.sh
 	cargo build --release -p hindsight -p hindsight-demo
-	@cargo run --release --quiet -p hindsight-demo
+	@$${CARGO_TARGET_DIR:-target}/release/hindsight-demo
 
 build: ## the program: target/release/hindsight
 	@scripts/setup.sh build
