@@ -121,14 +121,12 @@ impl Agent {
         }
     }
 
-    /// Asks it to end, and shows what it has logged.
+    /// Asks it to end.
     pub async fn stop(mut self) -> Result<()> {
         self.check()?;
-        say("$ kill %1; wait; cat agent.log")?;
         kill_process(Pid::from_child(&self.process.0), Signal::TERM)?;
         let status = self.process.ended().await?;
-        say(read(&self.log).trim_end())?;
-        ensure!(status.success(), "the agent did not end well: {status}");
+        ensure!(status.success(), "the agent did not end well: {status}\n{}", read(&self.log));
         Ok(())
     }
 }
