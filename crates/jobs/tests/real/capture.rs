@@ -87,13 +87,14 @@ async fn an_idle_server_costs_no_object_for_every_sign_of_life() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_oplog_that_rolled_over_leaves_a_gap_with_its_cause_and_a_new_range() -> Result<()> {
     logging();
-    let set = ReplicaSet::builder().oplog_mb(1).start().await?;
+    let set = ReplicaSet::builder().oplog_mb(1).arg("--syncdelay").arg("1").start().await?;
     let client = set.client().await?;
     let bulk = client.database("app").collection::<Document>("bulk");
     let store = Store::new().await?;
     let here = store.protect(&set.uri(), None).await?;
     pitr(&here).await?;
     let agent = here.agent();
+    here.captured(&this_moment(&client).await?).await?;
     bulk.insert_one(doc! {"_id": "first"}).await?;
     let first = this_moment(&client).await?;
     here.captured(&first).await?;

@@ -221,6 +221,8 @@ impl Collection {
                 ("expireAfterSeconds", Bson::String(off)) if off == "off" => drop(self.options.remove(field)),
                 ("timeseries", Bson::Document(changes)) => {
                     let mut present = self.options.get_document("timeseries").cloned().unwrap_or_default();
+                    // A new granularity brings its own span.
+                    present.remove("bucketMaxSpanSeconds");
                     present.extend(changes.clone());
                     self.options.insert("timeseries", present);
                 }

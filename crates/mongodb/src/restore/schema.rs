@@ -160,6 +160,14 @@ fn create_command(target: &Target) -> Document {
             // The server makes these itself for the buckets of a time-series.
             "validator" | "clusteredIndex" if time_series => {}
             "validationLevel" | "validationAction" if time_series => {}
+            // The span follows from the granularity, and cannot be said beside it.
+            "timeseries" if time_series => {
+                let mut options = value.as_document().cloned().unwrap_or_default();
+                if options.contains_key("granularity") && !options.contains_key("bucketRoundingSeconds") {
+                    options.remove("bucketMaxSpanSeconds");
+                }
+                command.insert(option, options);
+            }
             // Validators that were set to nothing.
             "validator" if value.as_document().is_some_and(Document::is_empty) => {}
             _ => drop(command.insert(option, value.clone())),
