@@ -50,7 +50,7 @@ fn main() {
 async fn run(program: &'static str, args: Args) -> Result<(), Failure> {
     let Args { globals, verb } = args;
     let stop = CancellationToken::new();
-    stop::on_signals(stop.clone())?;
+    stop::on_signals(stop.clone(), verb.stops_by_itself())?;
     // These need neither settings nor a repository, and must not fail for want of them.
     match &verb {
         Verb::Version(args) => return commands::version::run(args, &Output::new(globals.out)),

@@ -14,15 +14,27 @@ const LOOK: Duration = Duration::from_millis(200);
 const WORTH_TELLING: Duration = Duration::from_secs(2);
 const REPEAT: Duration = Duration::from_secs(10);
 
-/// Shows `progress` while `work` goes on, and its warnings afterwards.
-pub(crate) async fn shown<T>(out: Output, progress: &Progress, work: impl Future<Output = T>) -> T {
+/// Shows `progress` while `work` goes on, and its warnings afterwards. `beginning` is a line for
+/// people to read as soon as it is known; whether it was shown is told with what `work` gave.
+pub(crate) async fn shown<T>(
+    out: Output,
+    progress: &Progress,
+    beginning: impl Future<Output = String>,
+    work: impl Future<Output = T>,
+) -> (T, bool) {
     let mut display = if std::io::stderr().is_terminal() { Display::bar() } else { Display::lines() };
     let mut looks = tokio::time::interval(LOOK);
     looks.tick().await;
+    let (mut beginning, mut told) = (std::pin::pin!(beginning), false);
     let mut work = std::pin::pin!(work);
     let done = loop {
         tokio::select! {
             done = &mut work => break done,
+            line = &mut beginning, if !told => {
+                // Nobody reads standard output when it is closed; the work is worth doing all the same.
+                let _ = display.aside(|| out.say(&line));
+                told = true;
+            }
             _ = looks.tick() => display.show(out, &progress.current(), progress.done()),
         }
     };
@@ -30,7 +42,7 @@ pub(crate) async fn shown<T>(out: Output, progress: &Progress, work: impl Future
     for warning in progress.warnings() {
         out.note(&format!("Warning: {warning}"));
     }
-    done
+    (done, told)
 }
 
 enum Display {
@@ -78,6 +90,14 @@ impl Display {
         }
     }
 
+    /// Does what prints something else without it and the bar getting in each other's way.
+    fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+        match self {
+            Self::Bar { bar, .. } => bar.suspend(print),
+            Self::Lines { .. } => print(),
+        }
+    }
+
     fn clear(&self) {
         if let Self::Bar { bar, .. } = self {
             bar.finish_and_clear();
@@ -87,7 +107,9 @@ impl Display {
 
 fn style(step: &Step) -> ProgressStyle {
     let template = match step.total {
-        Some(_) => "{spinner} {msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+        Some(_) => {
+            "{spinner} {msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
+        }
         None => "{spinner} {msg} ({elapsed})",
     };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")

@@ -107,7 +107,8 @@ fn read(path: &Path) -> Result<File, Failure> {
 /// parser's own message would show the whole line.
 fn parse(text: &str) -> Result<File, String> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
-        let line = error.span().map(|span| 1 + text.as_bytes().iter().take(span.start).filter(|b| **b == b'\n').count());
+        let line =
+            error.span().map(|span| 1 + text.as_bytes().iter().take(span.start).filter(|b| **b == b'\n').count());
         let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
         let message = error.message().lines().next().unwrap_or_default();
         let why = match message.rsplit_once("expected ") {
@@ -182,7 +183,10 @@ mod tests {
         assert_eq!((uri(&settings).unwrap().as_str(), settings.repository.url.as_str()), ("mongodb://pbm", "/y"));
         let variables = [variables[0], ("HINDSIGHT_URI", "mongodb://own")];
         assert_eq!(uri(&gather(&flag, &variables).unwrap()).unwrap(), "mongodb://own");
-        assert_eq!(uri(&gather(&format!("{flag} --mongodb-uri mongodb://f"), &variables).unwrap()).unwrap(), "mongodb://f");
+        assert_eq!(
+            uri(&gather(&format!("{flag} --mongodb-uri mongodb://f"), &variables).unwrap()).unwrap(),
+            "mongodb://f"
+        );
     }
 
     #[test]
@@ -229,7 +233,8 @@ mod tests {
 
     #[test]
     fn secrets_stay_out_of_debug_output() {
-        let file = parse("[s3]\nsecret_access_key = 'topsecret'\n[clusters.b]\nuri = 'mongodb://u:topsecret@b'\n").unwrap();
+        let file =
+            parse("[s3]\nsecret_access_key = 'topsecret'\n[clusters.b]\nuri = 'mongodb://u:topsecret@b'\n").unwrap();
         assert!(file.clusters["b"].uri.expose_secret().contains("topsecret"));
         assert!(!format!("{file:?}").contains("topsecret"));
         assert!(!format!("{:?}", gather("--uri mongodb://u:topsecret@b", &[]).unwrap()).contains("topsecret"));

@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 use crate::exit::{Exit, Failure};
 
 /// Cancels `stop` at the first signal, so that work ends cleanly; ends the program at the second.
-pub(crate) fn on_signals(stop: CancellationToken) -> Result<(), Failure> {
+/// `slow` says whether there may be something to wait for in between.
+pub(crate) fn on_signals(stop: CancellationToken, slow: bool) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::spawn(async move {
@@ -20,8 +21,10 @@ pub(crate) fn on_signals(stop: CancellationToken) -> Result<(), Failure> {
             if stop.is_cancelled() {
                 std::process::exit(Exit::Interrupted as i32);
             }
-            // Work goes on until it is safe to end, and somebody may want to know.
-            let _ = writeln!(std::io::stderr(), "stopping; once more stops at once");
+            if slow {
+                // There is nobody to tell when standard error is closed.
+                let _ = writeln!(std::io::stderr(), "stopping; once more stops at once");
+            }
             stop.cancel();
         }
     });

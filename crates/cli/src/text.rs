@@ -48,12 +48,21 @@ pub(crate) fn between(from: Timestamp, to: Timestamp) -> String {
     span(to.duration_since(from).as_secs())
 }
 
+/// How long something took, as [`span`].
+pub(crate) fn took(from: Timestamp, to: Timestamp) -> String {
+    match to.duration_since(from).as_secs() {
+        ..1 => "under 1s".to_owned(),
+        seconds => span(seconds),
+    }
+}
+
 /// Rows with aligned columns, each line indented by two; `right` are the columns of numbers.
 pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |cell: &String| cell.chars().count();
-    let widths: Vec<_> =
-        (0..columns).map(|column| rows.iter().filter_map(|row| row.get(column)).map(width).max().unwrap_or(0)).collect();
+    let widths: Vec<_> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(width).max().unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for row in rows {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {

@@ -28,7 +28,9 @@ impl DatabaseUri {
         let path = after.split('?').next().unwrap_or_default();
         let (userinfo, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
         if path.contains('@') || !is_encoded(userinfo) || !hosts.split(',').all(has_sound_port) {
-            return Err(Failure::usage("user, password or hosts of the connection string cannot be told apart").hint(ENCODE));
+            return Err(
+                Failure::usage("user, password or hosts of the connection string cannot be told apart").hint(ENCODE)
+            );
         }
         if hosts.is_empty() {
             return Err(Failure::usage("the connection string names no host").hint(SHAPE));
@@ -156,7 +158,10 @@ mod tests {
 
     #[test]
     fn texts_of_others_are_scrubbed() {
-        assert_eq!(scrub("no 'mongodb://u:p@h:1/?x=y' here, nor s3://b/p"), "no 'mongodb://***@h:1/?x=y' here, nor s3://b/p");
+        assert_eq!(
+            scrub("no 'mongodb://u:p@h:1/?x=y' here, nor s3://b/p"),
+            "no 'mongodb://***@h:1/?x=y' here, nor s3://b/p"
+        );
         assert_eq!(scrub("mongodb://u:p@q@h"), "mongodb://***@h");
         assert_eq!(scrub("nothing"), "nothing");
     }

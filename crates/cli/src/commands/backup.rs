@@ -48,19 +48,14 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let cluster = registered(context, &repository, &connected.probe).await?;
 
     let progress = Progress::default();
+    let starting = |name: &str| format!("Starting backup \"{name}\"....\n");
+    let beginning = async { starting(&begun(&cluster, OperationKind::Backup).await) };
     let work = backup(&*connected.engine, &cluster, &request, &progress, &context.stop);
-    let say = async {
-        let name = begun(&cluster, OperationKind::Backup).await;
-        context.out.say(&format!("Starting backup \"{name}\"....\n"))?;
-        std::future::pending::<Result<_, Failure>>().await
-    };
-    let both = async {
-        tokio::select! {
-            taken = work => taken.map_err(|error| context.told(error)),
-            failed = say => failed,
-        }
-    };
-    let manifest = progress::shown(context.out, &progress, both).await?;
+    let (taken, told) = progress::shown(context.out, &progress, beginning, work).await;
+    let manifest = taken.map_err(|error| context.told(error))?;
+    if !told {
+        context.out.say(&starting(&manifest.id))?;
+    }
 
     let protected = cluster.config().await?.1.pitr.enabled;
     let program = context.program;
@@ -76,16 +71,19 @@ impl Args {
         match self.kind.as_str() {
             "logical" => {}
             "physical" | "incremental" => {
-                return Err(Failure::new(Exit::Refused, format!("backups of the type {} cannot be taken", self.kind)).hint(
-                    "they copy the files of a server through $backupCursor, which only some servers have; \
+                return Err(Failure::new(Exit::Refused, format!("backups of the type {} cannot be taken", self.kind))
+                    .hint(
+                        "they copy the files of a server through $backupCursor, which only some servers have; \
                      --type logical works with every MongoDB, and PITR makes up for increments",
-                ));
+                    ));
             }
             "external" => {
                 return Err(Failure::new(Exit::Refused, "backups of the type external are not coordinated")
                     .hint("use --type logical"));
             }
-            other => return Err(Failure::usage(format!("there is no type of backup {other:?}")).hint("use --type logical")),
+            other => {
+                return Err(Failure::usage(format!("there is no type of backup {other:?}")).hint("use --type logical"));
+            }
         }
         if self.compression != "zstd" {
             context.out.note(&format!("Note: zstd is used, not {}: everything is stored with it", self.compression));

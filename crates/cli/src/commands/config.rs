@@ -1,8 +1,10 @@
 //! `config`.
 
 use std::io::Read;
+use std::time::Duration;
 
 use hindsight_format::{ClusterConfig, ConfigError};
+use hindsight_jobs::CAPTURE_LEASE;
 use hindsight_repository::ClusterRepository;
 use serde::Serialize;
 use serde_json::Value;
@@ -13,6 +15,11 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::Report;
 use crate::report::yaml;
+
+/// An agent that runs takes up its work within this time.
+const TAKES_UP: Duration = Duration::from_secs(3);
+/// An agent that is asked to stop reads the log to its end, stores it, and lets go.
+const LETS_GO: Duration = Duration::from_secs(10);
 
 /// Show or change the settings of the cluster
 ///
@@ -60,7 +67,11 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     if let Some(file) = &args.file {
         let wanted = read_file(file)?;
         let cluster = to_change(context).await?;
+        let was_on = cluster.config().await?.1.pitr.enabled;
         let config = cluster.update_config(|_| Ok(wanted.clone())).await?;
+        if config.pitr.enabled != was_on {
+            follow(&cluster, config.pitr.enabled, context).await;
+        }
         return context.out.print(&All(config));
     }
     let config = match context.repository().await? {
@@ -82,9 +93,35 @@ async fn set(pairs: &[String], context: &Context) -> Result<(), Failure> {
     // What does not fit is refused before anything is connected or made.
     change(ClusterConfig::default())?;
     let cluster = to_change(context).await?;
+    let was_on = cluster.config().await?.1.pitr.enabled;
     let config = cluster.update_config(change).await?;
+    if config.pitr.enabled != was_on {
+        follow(&cluster, config.pitr.enabled, context).await;
+    }
     let shown = pairs.iter().map(|(key, _)| Ok((key.clone(), config.get(key)?)));
     context.out.print(&Changed(shown.collect::<Result<_, ConfigError>>()?))
+}
+
+/// Waits for the agent to follow a switch of the capture, and says so when none does: who switches
+/// it off and restores at once wants what the agent still holds to be stored.
+async fn follow(cluster: &ClusterRepository, on: bool, context: &Context) {
+    let patience = if on { TAKES_UP } else { LETS_GO };
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < patience {
+        match cluster.lease_state(CAPTURE_LEASE).await {
+            Ok(lease) if lease.as_ref().is_some_and(|lease| cluster.lease_is_live(CAPTURE_LEASE, lease)) == on => {
+                return;
+            }
+            // The setting is stored; that was what was asked for.
+            Err(_) => return,
+            Ok(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+    let program = context.program;
+    context.out.note(&match on {
+        true => format!("Note: no agent is capturing yet: start `{program} agent`"),
+        false => "Note: the agent has not let go yet".to_owned(),
+    });
 }
 
 fn split(pair: &str) -> Result<(String, String), Failure> {
@@ -117,7 +154,11 @@ async fn to_change(context: &Context) -> Result<ClusterRepository, Failure> {
     match known {
         Some(cluster) => {
             if context.uri().is_some() {
-                context.out.note(&format!("Note: {}; the settings of {} change all the same", away.what, cluster.name()));
+                context.out.note(&format!(
+                    "Note: {}; the settings of {} change all the same",
+                    away.what,
+                    cluster.name()
+                ));
             }
             Ok(cluster)
         }
@@ -199,7 +240,9 @@ mod tests {
 
     #[test]
     fn files_are_yaml_or_json() {
-        for text in ["pitr:\n  enabled: true\n  oplogSpanMin: 2\n", "{\"pitr\": {\"enabled\": true, \"oplogSpanMin\": 2}}"] {
+        for text in
+            ["pitr:\n  enabled: true\n  oplogSpanMin: 2\n", "{\"pitr\": {\"enabled\": true, \"oplogSpanMin\": 2}}"]
+        {
             let config = parse_file("f", text).unwrap();
             assert!(config.pitr.enabled && config.pitr.oplog_span_min == 2);
         }
@@ -213,7 +256,11 @@ mod tests {
             ("pitr:\n  enabled: maybe\n", Exit::Usage, "cannot be read"),
             ("secret\n", Exit::Usage, "no settings"),
             ("a: [secret\n", Exit::Usage, "neither YAML nor JSON"),
-            ("storage: {type: s3, s3: {bucket: b, credentials: {secret-access-key: secret}}}\n", Exit::Usage, "storage"),
+            (
+                "storage: {type: s3, s3: {bucket: b, credentials: {secret-access-key: secret}}}\n",
+                Exit::Usage,
+                "storage",
+            ),
         ] {
             let failure = parse_file("f", text).unwrap_err();
             assert!(failure.exit == exit && failure.what.contains(word), "{failure:?}");

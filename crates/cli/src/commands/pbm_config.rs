@@ -10,7 +10,9 @@ pub(crate) const WHERE: &str = "where everything is kept is --repository URL (s3
 pub(crate) fn as_repository(storage: &Value) -> String {
     match told(storage) {
         Some((url, settings)) if settings.is_empty() => {
-            format!("remove the storage part, and give --repository {url} (or put repository = \"{url}\" into hindsight.toml)")
+            format!(
+                "remove the storage part, and give --repository {url} (or put repository = \"{url}\" into hindsight.toml)"
+            )
         }
         Some((url, settings)) => format!(
             "remove the storage part, and put into hindsight.toml: repository = \"{url}\", [s3] {}",
@@ -65,7 +67,9 @@ mod tests {
             "credentials": {"access-key-id": "AKIA", "secret-access-key": "geheim"},
         }});
         let told = as_repository(&s3);
-        for word in ["s3://b/a/b", "endpoint = \"https://s3.example.com\"", "region = \"eu-west-1\"", "path_style = true"] {
+        for word in
+            ["s3://b/a/b", "endpoint = \"https://s3.example.com\"", "region = \"eu-west-1\"", "path_style = true"]
+        {
             assert!(told.contains(word), "{told}");
         }
         assert!(!told.contains("geheim") && !told.contains("AKIA"));

@@ -32,7 +32,8 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         None => (Repository::try_out(context.spec()).await?, false),
     };
     let failure = report.failure().map(|step| {
-        let failure = Failure::new(Exit::Repository, format!("the repository cannot be used: {}: {}", step.name, step.why));
+        let failure =
+            Failure::new(Exit::Repository, format!("the repository cannot be used: {}: {}", step.name, step.why));
         if step.hint.is_empty() { failure } else { failure.hint(step.hint.clone()) }
     });
     match failure {
@@ -67,7 +68,12 @@ impl Report for Checked {
                     Outcome::Failed => "FAILED",
                 };
                 let hint = if step.hint.is_empty() { String::new() } else { format!(" ({})", step.hint) };
-                vec![step.name.to_owned(), outcome.to_owned(), format!("{} ms", step.millis), format!("{}{hint}", step.why)]
+                vec![
+                    step.name.to_owned(),
+                    outcome.to_owned(),
+                    format!("{} ms", step.millis),
+                    format!("{}{hint}", step.why),
+                ]
             })
             .collect();
         let state = if self.exists { "" } else { " (no repository yet; the first backup makes it)" };

@@ -104,7 +104,8 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
 
 impl Args {
     fn point(&self, engine: &dyn Engine, program: &str) -> Result<Point, Failure> {
-        let forms = format!("`{program} restore NAME` restores a snapshot as it is, `{program} restore --time T` any moment");
+        let forms =
+            format!("`{program} restore NAME` restores a snapshot as it is, `{program} restore --time T` any moment");
         match (&self.name, &self.time) {
             (None, None) => Err(Failure::usage("what to restore was not said").hint(forms)),
             (Some(name), Some(_)) => Err(Failure::usage("a snapshot and a time were both given").hint(format!(
@@ -148,7 +149,8 @@ async fn confirm(plan: &PlanReport, context: &Context) -> Result<(), Failure> {
         std::io::stdin().read_line(&mut line)?;
         Ok::<_, std::io::Error>(line)
     });
-    let answer = async { answer.await.map_err(|error| Failure::new(Exit::Other, error.to_string()))?.map_err(Failure::from) };
+    let answer =
+        async { answer.await.map_err(|error| Failure::new(Exit::Other, error.to_string()))?.map_err(Failure::from) };
     let answer = context.unless_stopped(answer).await?;
     match answer.trim().to_ascii_lowercase().as_str() {
         "y" | "yes" => Ok(()),
@@ -162,49 +164,42 @@ async fn carry_out(
     context: &Context,
 ) -> Result<(RestoreRecord, Vec<String>), Failure> {
     let progress = Progress::default();
-    let name = std::cell::OnceCell::new();
+    let since = Timestamp::now();
+    let starting = |name: &str| format!("Starting restore {name} from '{}'....\n", proposal.plan.base.id);
+    let beginning = async { starting(&begun(&proposal.source, OperationKind::Restore).await) };
     let work = restore(engine, proposal, &progress, &context.stop);
-    let say = async {
-        let begun = begun(&proposal.source, OperationKind::Restore).await;
-        context.out.say(&format!("Starting restore {begun} from '{}'....\n", proposal.plan.base.id))?;
-        let _ = name.set(begun);
-        std::future::pending::<Result<_, Failure>>().await
+    let (done, told) = progress::shown(context.out, &progress, beginning, work).await;
+    let record = match done {
+        Ok(record) => record,
+        Err(error) => return Err(with_consequences(context.told(error), since, proposal, context.program).await),
     };
-    let both = async {
-        tokio::select! {
-            done = work => done.map_err(|error| context.told(error)),
-            failed = say => failed,
-        }
-    };
-    match progress::shown(context.out, &progress, both).await {
-        Ok(record) => Ok((record, progress.warnings())),
-        Err(failure) => Err(with_consequences(failure, name.get(), proposal, context.program).await),
+    if !told {
+        context.out.say(&starting(&record.id))?;
     }
+    Ok((record, progress.warnings()))
 }
 
 /// A failed restore must say in what state it left the target.
-async fn with_consequences(failure: Failure, name: Option<&String>, proposal: &Proposal, program: &str) -> Failure {
-    let Some(name) = name else { return failure };
-    match proposal.source.restore(name).await {
-        Ok(Some(record)) if !record.touched => failure.also("nothing was changed in the target"),
-        Ok(Some(record)) if record.state != RestoreState::Success => failure.also(&format!(
+async fn with_consequences(failure: Failure, since: Timestamp, proposal: &Proposal, program: &str) -> Failure {
+    let Ok(records) = proposal.source.restores().await else { return failure };
+    match records.into_iter().rev().find(|record| record.started_at >= since) {
+        // It did not come as far as a record, or to nothing more than that.
+        None => failure,
+        Some(record) if !record.touched => failure.also("nothing was changed in the target"),
+        Some(record) if record.state == RestoreState::Success => failure,
+        Some(record) => failure.also(&format!(
             "the target is now half restored, and its data are not whole until a restore has succeeded: \
-             run `{program} restore` again (see `{program} describe-restore {name}`)"
+             run `{program} restore` again (see `{program} describe-restore {}`)",
+            record.id
         )),
-        _ => failure,
     }
 }
 
 /// What a restore did, and what to do next.
 fn told(record: &RestoreRecord, proposal: &Proposal, program: &str) -> String {
     let totals = &record.totals;
-    let took = record.finished_at.map(|end| text::between(record.started_at, end)).unwrap_or_default();
-    let next = next_steps(
-        proposal.target.is_some(),
-        proposal.capture.is_some(),
-        proposal.captures_afterwards,
-        program,
-    );
+    let took = record.finished_at.map(|end| text::took(record.started_at, end)).unwrap_or_default();
+    let next = next_steps(proposal.target.is_some(), proposal.capture.is_some(), proposal.captures_afterwards, program);
     format!(
         "Restore {} is done: the data are what they were, {}.\n  \
          restored  {}, {} ({}), {}\n  \

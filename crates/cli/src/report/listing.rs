@@ -83,7 +83,7 @@ impl Snapshots {
         }
         let older = match self.hidden as u64 {
             0 => String::new(),
-            hidden => format!("  and {} older\n", text::things(hidden, "snapshot", "snapshots")),
+            hidden => format!("  and {}\n", text::things(hidden, "older snapshot", "older snapshots")),
         };
         format!("Backup snapshots:\n{}{older}", text::table_with_head(&rows, &[2]))
     }

@@ -32,6 +32,9 @@ pub(crate) struct Pitr {
     /// The ranges and gaps in the order of history.
     #[serde(skip)]
     lines: Vec<String>,
+    /// Whether there are snapshots, which can be restored as they are.
+    #[serde(skip)]
+    snapshots: bool,
     #[serde(skip)]
     now: Timestamp,
 }
@@ -92,6 +95,7 @@ impl Pitr {
             warnings: warnings(overview, &capture, program),
             capture,
             lines: lines.into_iter().map(|(_, line)| line).collect(),
+            snapshots: !overview.history.snapshots.is_empty(),
             now,
         }
     }
@@ -110,7 +114,8 @@ impl Pitr {
     pub(crate) fn body(&self) -> String {
         let mut text = String::new();
         if self.ranges.is_empty() {
-            text.push_str("  no time range can be restored yet\n");
+            let but = if self.snapshots { ", but the snapshots can, each as it is" } else { "" };
+            text.push_str(&format!("  no time range can be restored yet{but}\n"));
         }
         for line in &self.lines {
             text.push_str(line);
@@ -139,8 +144,7 @@ type Place = (u64, Timestamp, String, u8);
 
 fn ordered_range(range: &Range, several_epochs: bool) -> Option<(Place, String)> {
     let (from, to) = range.from.zip(range.to)?;
-    let mut about =
-        format!("{}, {}", text::between(from, to), text::things(range.bases.len() as u64, "base", "bases"));
+    let mut about = format!("{}, {}", text::between(from, to), text::things(range.bases.len() as u64, "base", "bases"));
     if several_epochs {
         about.push_str(&format!(", epoch {}", range.epoch));
     }
@@ -244,7 +248,9 @@ fn warnings(overview: &Overview, capture: &Capture, program: &str) -> Vec<String
              or run `{program} backup`"
         ));
     }
-    if let Some(lag) = capture.lag_secs.filter(|lag| *lag > USUAL_LAG.max(3 * i64::from(overview.config.pitr.upload_interval_sec))) {
+    if let Some(lag) =
+        capture.lag_secs.filter(|lag| *lag > USUAL_LAG.max(3 * i64::from(overview.config.pitr.upload_interval_sec)))
+    {
         warnings.push(format!("the capture is {} behind: see the agent's log", text::span(lag)));
     }
     warnings

@@ -153,7 +153,7 @@ impl PlanReport {
                 cluster: facts.target.map(str::to_owned),
             },
             namespaces: if selected { request.selection.patterns().to_vec() } else { Vec::new() },
-            renamed: request.selection.renaming().map(|r| format!("{} -> {}", r.from, r.to)),
+            renamed: request.selection.renaming().map(|r| format!("{} as {}", r.from, r.to)),
             replaced,
             dropped,
             notes: preview.notes.iter().cloned().chain(notes(facts)).collect(),
@@ -162,10 +162,11 @@ impl PlanReport {
 
     /// The question before it is done.
     pub(crate) fn question(&self) -> String {
+        let hosts = &self.into.hosts;
         let what = match (&self.renamed, self.namespaces.as_slice()) {
-            (Some(renamed), _) => renamed.clone(),
-            (None, []) => format!("{} ", self.into.hosts).trim().to_owned(),
-            (None, some) => format!("{} in {}", some.join(", "), self.into.hosts),
+            (Some(renamed), _) => format!("{renamed} in {hosts}"),
+            (None, []) => hosts.clone(),
+            (None, some) => format!("{} in {hosts}", some.join(", ")),
         };
         format!("Are you sure you want to restore {what} to {}? [y/N] ", self.restore_point)
     }
@@ -175,7 +176,11 @@ fn within(from: Timestamp, to: Timestamp, time: Option<Timestamp>) -> String {
     let range = format!("{} - {}", format_time(from), format_time(to));
     match time.filter(|time| (from..=to).contains(time)) {
         Some(time) => {
-            format!("{range}: {} after its start, {} before its end", text::between(from, time), text::between(time, to))
+            format!(
+                "{range}: {} after its start, {} before its end",
+                text::between(from, time),
+                text::between(time, to)
+            )
         }
         None => range,
     }
@@ -197,7 +202,9 @@ fn notes(facts: &Facts<'_>) -> Vec<String> {
         ),
         (None, false) if facts.target.is_some() => format!("PITR is off; {}", by_hand(program)),
         (None, false) => {
-            format!("the repository does not keep the target; to protect it afterwards, take a `{program} backup` of it")
+            format!(
+                "the repository does not keep the target; to protect it afterwards, take a `{program} backup` of it"
+            )
         }
     };
     vec![note]
@@ -213,7 +220,9 @@ pub(crate) fn next_steps(target: bool, capture: bool, captures_afterwards: bool,
         (true, true) => "Next: nothing. The agent begins anew by itself, with a fresh snapshot.".to_owned(),
         (false, true) => format!("Next: start `{program} agent`. It begins anew, with a fresh snapshot."),
         (_, false) if target => {
-            format!("Next: run `{program} backup`, then `{program} config --set pitr.enabled=true`: this is a new history.")
+            format!(
+                "Next: run `{program} backup`, then `{program} config --set pitr.enabled=true`: this is a new history."
+            )
         }
         (_, false) => format!("Next: run `{program} backup`, to protect this cluster as well."),
     }
@@ -243,10 +252,13 @@ impl Report for PlanReport {
         }
         lines.push(("Base snapshot", format!("{name} ({kind}), which is at {restore_time}")));
         lines.push(("Log after it", log));
-        lines.push(("To read", format!("{}, {} uncompressed", text::bytes(self.read_bytes), text::bytes(self.uncompressed_bytes))));
+        lines.push((
+            "To read",
+            format!("{}, {} uncompressed", text::bytes(self.read_bytes), text::bytes(self.uncompressed_bytes)),
+        ));
         lines.push(("Into", format!("{} (version {}), {into}", self.into.hosts, self.into.version)));
         if let Some(renamed) = &self.renamed {
-            lines.push(("Only", format!("{renamed}, under the new name")));
+            lines.push(("Only", renamed.clone()));
         } else if !self.namespaces.is_empty() {
             lines.push(("Only", self.namespaces.join(", ")));
         }

@@ -14,7 +14,7 @@ pub(crate) fn standing(record: &RestoreRecord, operation: Option<&LeaseRecord>) 
     let runs = operation
         .is_some_and(|lease| lease.operation.kind == OperationKind::Restore && lease.operation.id == record.id);
     match record.state {
-        RestoreState::InProgress if runs => "in progress",
+        RestoreState::InProgress if runs => "in_progress",
         RestoreState::InProgress => "cut off",
         RestoreState::Success => "success",
         RestoreState::Error => "error",
@@ -28,14 +28,16 @@ pub(crate) fn unmended<'a>(overview: &'a Overview) -> Option<&'a RestoreRecord> 
     for record in overview.restores.iter().filter(|record| own == Some(&record.into) && record.touched) {
         let whole = record.namespaces.is_empty();
         match record.state {
-            RestoreState::Success if whole || broken.is_some_and(|b| b.namespaces == record.namespaces) => broken = None,
+            RestoreState::Success if whole || broken.is_some_and(|b| b.namespaces == record.namespaces) => {
+                broken = None
+            }
             RestoreState::Success => {}
             // What is broken as a whole is not less so by a restore of a part.
             _ if broken.is_some_and(|b| b.namespaces.is_empty()) && !whole => {}
             _ => broken = Some(record),
         }
     }
-    broken.filter(|record| standing(record, overview.operation.as_ref()) != "in progress")
+    broken.filter(|record| standing(record, overview.operation.as_ref()) != "in_progress")
 }
 
 /// The warning about such a restore, in plain words.
@@ -43,14 +45,15 @@ pub(crate) fn half_restored(overview: &Overview, program: &str) -> Vec<String> {
     let Some(record) = unmended(overview) else { return Vec::new() };
     let what = match record.namespaces.as_slice() {
         [] => "the cluster is half restored".to_owned(),
-        some => format!("{} half restored", some.join(", ")),
+        [one] => format!("{one} is half restored"),
+        some => format!("{} are half restored", some.join(", ")),
     };
     let how = match &record.error {
         Some(error) => format!("failed while {}: {error}", record.step),
         None => format!("was cut off while {}", record.step),
     };
     vec![format!(
-        "{what}: the restore {} {how}. Its data are not whole until a restore has succeeded: run `{program} restore` again",
+        "{what}: the restore {} {how}. The data are not whole until a restore has succeeded: run `{program} restore` again",
         record.id
     )]
 }
@@ -107,7 +110,13 @@ impl Report for Restores {
                 [] => entry.target.clone(),
                 some => format!("{} ({})", entry.target, some.join(", ")),
             };
-            rows.push(vec![entry.name.clone(), entry.status.to_owned(), target, entry.snapshot.clone(), entry.into.clone()]);
+            rows.push(vec![
+                entry.name.clone(),
+                entry.status.to_owned(),
+                target,
+                entry.snapshot.clone(),
+                entry.into.clone(),
+            ]);
         }
         let mut text = format!("Restores history:\n{}", text::table_with_head(&rows, &[]));
         for entry in &self.restores {
@@ -166,7 +175,7 @@ impl RestoreReport {
             step: record.step.clone(),
             started_at: format_time(record.started_at),
             finished_at: record.finished_at.map(format_time),
-            duration: record.finished_at.map(|end| text::between(record.started_at, end)),
+            duration: record.finished_at.map(|end| text::took(record.started_at, end)),
             new_epoch: record.new_epoch,
             collections: record.totals.collections,
             documents: record.totals.documents,

@@ -64,7 +64,11 @@ struct Object {
 
 /// Where a snapshot is.
 pub(crate) fn path(cluster: &ClusterRepository, id: &str) -> String {
-    format!("{}/{}", cluster.repository().url().trim_end_matches('/'), cluster.keys().snapshot(id).trim_end_matches('/'))
+    format!(
+        "{}/{}",
+        cluster.repository().url().trim_end_matches('/'),
+        cluster.keys().snapshot(id).trim_end_matches('/')
+    )
 }
 
 impl SnapshotReport {
@@ -92,7 +96,7 @@ impl SnapshotReport {
             last_write_time: format_time(snapshot.restore_time()),
             started_at: format_time(snapshot.started_at),
             finished_at: format_time(snapshot.finished_at),
-            duration: text::between(snapshot.started_at, snapshot.finished_at),
+            duration: text::took(snapshot.started_at, snapshot.finished_at),
             namespaces: snapshot.namespaces.clone(),
             server_version: snapshot.source.server_version.clone(),
             compatibility_version: snapshot.source.compatibility_version.clone(),

@@ -1,0 +1,218 @@
+//! What people read, as a whole: changes show up in review.
+#![allow(clippy::unwrap_used)]
+
+use hindsight_engine::{CollectionInfo, Preview, Selection};
+use hindsight_format::{OperationKind, RestoreState};
+use hindsight_jobs::{Captured, Overview};
+use insta::assert_snapshot;
+
+use super::examples::*;
+use super::listing::Listing;
+use super::pitr::Pitr;
+use super::plan::{Facts, PlanReport};
+use super::restores::{RestoreReport, Restores, standing, unmended};
+use super::snapshot::{SnapshotReport, Taken};
+use super::status::{Backups, Cluster, Running, Status};
+use crate::exit::{Exit, Failure};
+use crate::output::Report;
+
+const NOW: &str = "2021-02-09T12:20:27Z";
+
+fn list(overview: &Overview) -> String {
+    Listing::of(overview, None, false, time(NOW), "hindsight").text()
+}
+
+#[test]
+fn the_list_of_a_cluster_that_is_well() {
+    assert_snapshot!(list(&healthy()));
+}
+
+#[test]
+fn the_list_after_a_gap_and_a_restore() {
+    assert_snapshot!(Listing::of(&eventful(), Some(3), true, time("2021-02-10T08:00:02Z"), "pbm").text());
+}
+
+#[test]
+fn the_list_as_json() {
+    let listing = Listing::of(&eventful(), None, true, time("2021-02-10T08:00:02Z"), "hindsight");
+    assert_snapshot!(serde_json::to_string_pretty(&listing).unwrap());
+}
+
+#[test]
+fn the_capture_is_told_in_one_line_with_what_is_wrong() {
+    let mut told = Vec::new();
+    let mut tell = |title: &str, overview: &Overview| {
+        told.push(format!("-- {title}\n{}", Pitr::of(overview, false, time(NOW), "hindsight").text()));
+    };
+
+    tell("no agent", &Overview { capture: Captured::Idle(None), ..healthy() });
+
+    let mut overview = Overview { capture: Captured::Idle(None), ..healthy() };
+    overview.config.pitr.enabled = false;
+    tell("switched off", &overview);
+
+    overview = healthy();
+    overview.history.slices.clear();
+    overview.timeline = hindsight_catalog::timeline(&overview.history);
+    tell("just begun", &overview);
+
+    overview = healthy();
+    overview.history.snapshots.clear();
+    overview.timeline = hindsight_catalog::timeline(&overview.history);
+    tell("no base", &overview);
+
+    overview = healthy();
+    overview.history.slices.pop();
+    overview.timeline = hindsight_catalog::timeline(&overview.history);
+    tell("far behind", &overview);
+
+    overview = Overview { capture: Captured::Idle(None), ..healthy() };
+    overview.operation = Some(lease(OperationKind::Restore, "2021-02-09T12:00:00Z", "copying documents"));
+    tell("a restore is running", &overview);
+
+    overview = Overview { capture: Captured::Idle(None), epoch: 2, ..healthy() };
+    overview.restores = vec![restored("2021-02-09T12:00:00Z", RestoreState::InProgress, true)];
+    tell("a restore was cut off", &overview);
+
+    overview.restores = vec![restored("2021-02-09T12:00:00Z", RestoreState::Error, true)];
+    overview.restores[0].namespaces = vec!["shop.orders".to_owned()];
+    tell("a restore has failed", &overview);
+
+    assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn the_status_of_a_cluster() {
+    let overview = eventful();
+    let lease = lease(OperationKind::Backup, "2021-02-09T12:00:00Z", "copying documents");
+    let status = Status {
+        cluster: Some(Cluster::of(Some("rs0"), Ok(&probe()))),
+        pitr: Some(Pitr::of(&overview, false, time("2021-02-10T08:00:02Z"), "hindsight")),
+        running: Some(Running::of(Some(&lease), time(NOW))),
+        backups: Some(Backups::of(&overview, "s3://backups/shop", "hindsight")),
+    };
+    assert_snapshot!(status.text());
+}
+
+#[test]
+fn the_status_of_a_cluster_that_is_away() {
+    let failure =
+        Failure::new(Exit::Unreachable, "no answer from the database while connecting").hint("check the network");
+    let mut overview = healthy();
+    overview.restores = vec![restored("2021-02-09T12:00:00Z", RestoreState::InProgress, true)];
+    let status = Status {
+        cluster: Some(Cluster::of(Some("rs0"), Err(&failure))),
+        pitr: None,
+        running: Some(Running::of(None, time(NOW))),
+        backups: Some(Backups::of(&overview, "file:///backups", "hindsight")),
+    };
+    assert_snapshot!(status.text());
+}
+
+#[test]
+fn the_history_of_restores() {
+    let mut overview = healthy();
+    overview.operation = Some(lease(OperationKind::Restore, "2021-02-09T12:00:00Z", ""));
+    overview.restores = vec![
+        restored("2021-02-07T03:10:00Z", RestoreState::Error, false),
+        restored("2021-02-08T03:10:00Z", RestoreState::InProgress, true),
+        restored("2021-02-08T04:10:00Z", RestoreState::Success, true),
+        restored("2021-02-09T12:00:00Z", RestoreState::InProgress, false),
+    ];
+    overview.restores[2].namespaces = vec!["shop.orders".to_owned()];
+    assert_snapshot!(Restores::of(&overview, None).text());
+    assert_eq!(standing(&overview.restores[3], overview.operation.as_ref()), "in_progress");
+    let described = RestoreReport::of(&overview.restores[1], overview.operation.as_ref());
+    assert_snapshot!("a_restore_that_was_cut_off", described.text());
+    assert_snapshot!("a_restore_that_went_well", RestoreReport::of(&overview.restores[2], None).text());
+}
+
+#[test]
+fn a_restore_that_did_not_end_well_is_mended_by_one_that_covers_it() {
+    let broken = |overview: &Overview| unmended(overview).map(|record| record.id.clone());
+    let mut overview = healthy();
+    let (first, second) = ("2021-02-08T03:10:00Z", "2021-02-08T04:10:00Z");
+    overview.restores = vec![restored(first, RestoreState::InProgress, true)];
+    assert_eq!(broken(&overview).as_deref(), Some(first));
+    overview.operation = Some(lease(OperationKind::Restore, first, ""));
+    assert_eq!(broken(&overview), None);
+    overview.operation = None;
+    overview.restores.push(restored(second, RestoreState::Success, true));
+    assert_eq!(broken(&overview), None);
+    overview.restores[1].namespaces = vec!["shop.orders".to_owned()];
+    assert_eq!(broken(&overview).as_deref(), Some(first));
+    overview.restores[0].namespaces = vec!["shop.orders".to_owned()];
+    assert_eq!(broken(&overview), None);
+    overview.restores[0].touched = false;
+    overview.restores.pop();
+    assert_eq!(broken(&overview), None);
+    overview.restores[0].touched = true;
+    overview.restores[0].into.id = "another".to_owned();
+    assert_eq!(broken(&overview), None);
+}
+
+fn planned(selection: Selection, preview: &Preview, change: impl FnOnce(&mut Facts<'_>)) -> PlanReport {
+    let (plan, request) = (plan(), request(selection));
+    let lease = lease(OperationKind::Capture, "rs0", "");
+    let mut facts = Facts {
+        source: "rs0",
+        repository: "s3://backups/shop",
+        request: &request,
+        plan: &plan,
+        preview,
+        target: Some("rs0"),
+        capture: Some(&lease),
+        captures_afterwards: true,
+        restore_point: "just before 2021-02-07T02:59:59Z".to_owned(),
+        taken_as_utc: Some("2021-02-07T02:59:59"),
+        program: "hindsight",
+    };
+    change(&mut facts);
+    PlanReport::told(&facts)
+}
+
+#[test]
+fn the_plan_of_a_restore_in_place() {
+    let plan = planned(Selection::default(), &preview(6), |_| {});
+    assert_snapshot!(format!("{}\n{}", plan.text(), plan.question()));
+}
+
+#[test]
+fn the_plan_of_a_restore_of_many_collections_while_pitr_is_off() {
+    let plan = planned(Selection::default(), &preview(1030), |facts| {
+        facts.capture = None;
+        facts.captures_afterwards = false;
+        facts.taken_as_utc = None;
+    });
+    assert_snapshot!(plan.text());
+}
+
+#[test]
+fn the_plan_of_a_restore_under_another_name_into_another_cluster() {
+    let mut into = preview(0);
+    into.in_place = false;
+    let selection = Selection::renamed("shop.orders", "shop.orders_then").unwrap();
+    let plan = planned(selection, &into, |facts| {
+        facts.target = None;
+        facts.capture = None;
+        facts.captures_afterwards = false;
+    });
+    assert_snapshot!(format!("{}\n{}", plan.text(), plan.question()));
+}
+
+#[test]
+fn the_plan_as_json() {
+    let plan = planned(Selection::new(vec!["shop.*".to_owned()]).unwrap(), &preview(3), |_| {});
+    assert_snapshot!(serde_json::to_string_pretty(&plan).unwrap());
+}
+
+#[test]
+fn a_snapshot_described_and_just_taken() {
+    let path = "s3://backups/shop/clusters/rs0/snapshots/2021-02-03T08:08:29Z".to_owned();
+    let collection = |name: &str| CollectionInfo { name: name.to_owned(), documents: 5, bytes: 1234, indexes: 2 };
+    let collections = vec![collection("crm.customers"), collection("shop.orders")];
+    let report = SnapshotReport::of(&snapshot("2021-02-03T08:08:35Z", 1), path.clone(), Some(collections));
+    assert_snapshot!("a_snapshot_described", report.text());
+    let report = SnapshotReport::of(&snapshot("2021-02-03T08:08:35Z", 1), path, None);
+    assert_snapshot!("a_snapshot_just_taken", Taken::of(report, Vec::new(), Some("PITR is off.".to_owned())).text());
+}
