@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use hindsight_engine::{Progress, Step};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::Output;
 use crate::text;
@@ -46,13 +46,13 @@ pub(crate) async fn shown<T>(
 }
 
 enum Display {
-    Bar { bar: ProgressBar, step: Option<u32> },
+    Bar(Option<(u32, ProgressBar)>),
     Lines { step: Option<u32>, begun: Instant, told: Option<Instant> },
 }
 
 impl Display {
     fn bar() -> Self {
-        Self::Bar { bar: ProgressBar::no_length(), step: None }
+        Self::Bar(None)
     }
 
     fn lines() -> Self {
@@ -61,18 +61,17 @@ impl Display {
 
     fn show(&mut self, out: Output, now: &Step, done: u64) {
         match self {
-            Self::Bar { bar, step } => {
-                if step.replace(now.number) != Some(now.number) {
-                    bar.reset();
-                    bar.set_style(style(now));
-                    bar.set_message(now.name.clone());
-                    match now.total {
-                        Some(total) => bar.set_length(total),
-                        None => bar.unset_length(),
+            Self::Bar(shown) => {
+                if shown.as_ref().is_none_or(|(step, _)| *step != now.number) {
+                    let fresh = (now.number, bar(now));
+                    if let Some((_, old)) = shown.replace(fresh) {
+                        old.finish_and_clear();
                     }
                 }
-                bar.set_position(done);
-                bar.tick();
+                if let Some((_, bar)) = shown {
+                    bar.set_position(done);
+                    bar.tick();
+                }
             }
             Self::Lines { step, begun, told } => {
                 if step.replace(now.number) != Some(now.number) {
@@ -93,26 +92,29 @@ impl Display {
     /// Does what prints something else without it and the bar getting in each other's way.
     fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
         match self {
-            Self::Bar { bar, .. } => bar.suspend(print),
-            Self::Lines { .. } => print(),
+            Self::Bar(Some((_, bar))) => bar.suspend(print),
+            _ => print(),
         }
     }
 
     fn clear(&self) {
-        if let Self::Bar { bar, .. } = self {
+        if let Self::Bar(Some((_, bar))) = self {
             bar.finish_and_clear();
         }
     }
 }
 
-fn style(step: &Step) -> ProgressStyle {
-    let template = match step.total {
-        Some(_) => {
-            "{spinner} {msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
-        }
-        None => "{spinner} {msg} ({elapsed})",
-    };
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+const WITH_TOTAL: &str =
+    "{spinner} {msg} [{wide_bar}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
+const WITHOUT_TOTAL: &str = "{spinner} {msg} ({elapsed})";
+
+/// A bar for one step, not drawn yet.
+fn bar(step: &Step) -> ProgressBar {
+    let template = if step.total.is_some() { WITH_TOTAL } else { WITHOUT_TOTAL };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(step.total, ProgressDrawTarget::stderr())
+        .with_style(style.progress_chars("=> "))
+        .with_message(step.name.clone())
 }
 
 /// How far a step is, in one line.
@@ -146,9 +148,7 @@ mod tests {
 
     #[test]
     fn every_template_is_sound() {
-        for total in [None, Some(1)] {
-            style(&Step { name: String::new(), total, number: 0 });
-            let template = if total.is_some() { "{binary_bytes_per_sec}{eta}{bar:30}" } else { "{elapsed}" };
+        for template in [WITH_TOTAL, WITHOUT_TOTAL] {
             assert!(ProgressStyle::with_template(template).is_ok());
         }
     }

@@ -201,10 +201,11 @@ fn told(record: &RestoreRecord, proposal: &Proposal, program: &str) -> String {
     let took = record.finished_at.map(|end| text::took(record.started_at, end)).unwrap_or_default();
     let next = next_steps(proposal.target.is_some(), proposal.capture.is_some(), proposal.captures_afterwards, program);
     format!(
-        "Restore {} is done: the data are what they were, {}.\n  \
-         restored  {}, {} ({}), {}\n  \
-         log       {} taken into account\n  \
-         took      {took}\n{next}\n",
+        "Restore {} is done.\n  \
+         restore point  {}\n  \
+         restored       {}, {} ({}), {}\n  \
+         log            {} taken into account\n  \
+         took           {took}\n{next}\n",
         record.id,
         record.target,
         text::things(totals.collections, "collection", "collections"),

@@ -1,6 +1,6 @@
 //! What a restore would do: shown before the question, by `--dry-run`, and as JSON.
 
-use hindsight_catalog::{Cut, RestorePlan};
+use hindsight_catalog::{Cut, RestorePlan, Target};
 use hindsight_engine::{NamespaceChange, Preview};
 use hindsight_format::{LeaseRecord, format_time};
 use hindsight_jobs::{Proposal, RestoreRequest};
@@ -44,7 +44,7 @@ pub(crate) struct PlanReport {
     cluster: String,
     repository: String,
     restore_point: String,
-    /// The moment that it is; none for the end of a snapshot or a position.
+    /// The moment that it is; none for the end of a snapshot.
     #[serde(skip_serializing_if = "Option::is_none")]
     time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,15 +119,21 @@ impl PlanReport {
         let base = &plan.base;
         let selected = !request.selection.is_all();
         let (replaced, dropped) = preview.existing.iter().cloned().partition(|change: &NamespaceChange| change.in_base);
-        let time = match plan.cut {
-            Cut::Before(time) => Some(time),
-            Cut::AtSnapshotEnd | Cut::Through { .. } => None,
+        let time = match (&plan.cut, &request.target) {
+            (Cut::Before(time), _) | (Cut::Through { .. }, Target::Through { time, .. }) => Some(*time),
+            (Cut::Through { .. }, _) => plan.range.map(|(_, to)| to),
+            (Cut::AtSnapshotEnd, _) => None,
+        };
+        let of_position = time.filter(|_| matches!(plan.cut, Cut::Through { .. }));
+        let restore_point = match of_position {
+            Some(time) => format!("{} ({})", facts.restore_point, format_time(time)),
+            None => facts.restore_point.clone(),
         };
         let uncompressed_bytes = base.totals.raw_bytes;
         Self {
             cluster: facts.source.to_owned(),
             repository: facts.repository.to_owned(),
-            restore_point: facts.restore_point.clone(),
+            restore_point,
             time: time.map(format_time),
             taken_as_utc: facts.taken_as_utc.map(str::to_owned),
             range: plan.range.map(|(from, to)| [from, to].map(format_time)),

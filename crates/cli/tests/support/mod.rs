@@ -1,0 +1,150 @@
+//! Running the built program as a user would.
+#![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The program with a repository and a home of its own, and a database.
+pub struct Cli {
+    folder: TempDir,
+    program: PathBuf,
+    variables: Vec<(&'static str, String)>,
+}
+
+/// How a run ended.
+pub struct Ran {
+    pub line: String,
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Cli {
+    /// Under its own name, and for the database `uri`.
+    pub fn new(uri: &str) -> Self {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_hindsight"));
+        Self { folder: tempfile::tempdir().unwrap(), program, variables: vec![("HINDSIGHT_URI", uri.to_owned())] }
+    }
+
+    /// Through a link called `pbm`, with the variable that `pbm` reads.
+    pub fn as_pbm(uri: &str) -> Self {
+        let mut cli = Self::new(uri);
+        let link = cli.folder.path().join("pbm");
+        std::os::unix::fs::symlink(&cli.program, &link).unwrap();
+        cli.program = link;
+        cli.variables = vec![("PBM_MONGODB_URI", uri.to_owned())];
+        cli
+    }
+
+    /// The folder that is the repository.
+    pub fn repository(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    /// A folder for what else a test needs.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        let own = ["HINDSIGHT_", "PBM_", "AWS_", "XDG_"];
+        for (name, _) in std::env::vars().filter(|(name, _)| own.iter().any(|start| name.starts_with(start))) {
+            command.env_remove(name);
+        }
+        command.args(line.split_whitespace()).stdin(Stdio::null()).current_dir(self.folder.path());
+        command.env("HOME", self.folder.path()).env("HINDSIGHT_REPOSITORY", self.repository());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Runs a command line to its end; words are what stands between spaces.
+    pub fn run(&self, line: &str) -> Ran {
+        let output = self.command(line).output().unwrap();
+        Ran::of(line, &output)
+    }
+
+    /// The same for one that must succeed.
+    pub fn ok(&self, line: &str) -> String {
+        let ran = self.run(line);
+        assert_eq!(ran.code, 0, "{ran}");
+        ran.out
+    }
+
+    /// The JSON that one that must succeed prints.
+    pub fn json(&self, line: &str) -> Value {
+        serde_json::from_str(&self.ok(&format!("{line} -o json"))).unwrap()
+    }
+
+    /// Starts a command line.
+    pub fn start(&self, line: &str) -> Started {
+        let child = self.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Started { line: line.to_owned(), child: Some(child) }
+    }
+}
+
+/// A program that runs; killed when dropped.
+pub struct Started {
+    line: String,
+    child: Option<Child>,
+}
+
+impl Started {
+    /// Sends it a signal, and waits for its end.
+    pub fn end(mut self, signal: &str) -> Ran {
+        let child = self.child.take().unwrap();
+        let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        Ran::of(&self.line, &child.wait_with_output().unwrap())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Ran {
+    fn of(line: &str, output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        let ran = Self { line: line.to_owned(), code: output.status.code().unwrap_or(-1), out, err };
+        assert!(!ran.err.contains("panicked"), "{ran}");
+        ran
+    }
+
+    /// It must have ended with `code`, and have said `words`.
+    #[track_caller]
+    pub fn ends(self, code: i32, words: &str) -> Self {
+        assert_eq!(self.code, code, "{self}");
+        assert!(self.out.contains(words) || self.err.contains(words), "no {words:?} in {self}");
+        self
+    }
+}
+
+impl std::fmt::Display for Ran {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` ended with {}:\n{}{}", self.line, self.code, self.out, self.err)
+    }
+}
+
+/// Tries until it gives something, for half a minute.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{what} did not come");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
