@@ -46,7 +46,7 @@ pub(crate) async fn shown<T>(
 }
 
 enum Display {
-    Bar(Option<(u32, ProgressBar)>),
+    Bar(Option<(u32, Instant, ProgressBar)>),
     Lines { step: Option<u32>, begun: Instant, told: Option<Instant> },
 }
 
@@ -62,13 +62,14 @@ impl Display {
     fn show(&mut self, out: Output, now: &Step, done: u64) {
         match self {
             Self::Bar(shown) => {
-                if shown.as_ref().is_none_or(|(step, _)| *step != now.number) {
-                    let fresh = (now.number, bar(now));
-                    if let Some((_, old)) = shown.replace(fresh) {
+                if shown.as_ref().is_none_or(|(step, ..)| *step != now.number) {
+                    let fresh = (now.number, Instant::now(), bar(now));
+                    if let Some((.., old)) = shown.replace(fresh) {
                         old.finish_and_clear();
                     }
                 }
-                if let Some((_, bar)) = shown {
+                if let Some((_, begun, bar)) = shown {
+                    bar.set_prefix(figures(now, done, begun.elapsed()));
                     bar.set_position(done);
                     bar.tick();
                 }
@@ -83,7 +84,7 @@ impl Display {
                 };
                 if due {
                     *told = Some(Instant::now());
-                    out.note(&line(now, done, begun.elapsed()));
+                    out.note(&format!("{}: {}", now.name, figures(now, done, begun.elapsed())));
                 }
             }
         }
@@ -92,21 +93,20 @@ impl Display {
     /// Does what prints something else without it and the bar getting in each other's way.
     fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
         match self {
-            Self::Bar(Some((_, bar))) => bar.suspend(print),
+            Self::Bar(Some((.., bar))) => bar.suspend(print),
             _ => print(),
         }
     }
 
     fn clear(&self) {
-        if let Self::Bar(Some((_, bar))) = self {
+        if let Self::Bar(Some((.., bar))) = self {
             bar.finish_and_clear();
         }
     }
 }
 
-const WITH_TOTAL: &str =
-    "{spinner} {msg} [{wide_bar}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
-const WITHOUT_TOTAL: &str = "{spinner} {msg} ({elapsed})";
+const WITH_TOTAL: &str = "{spinner} {msg} [{wide_bar}] {prefix}";
+const WITHOUT_TOTAL: &str = "{spinner} {msg} ({prefix})";
 
 /// A bar for one step, not drawn yet.
 fn bar(step: &Step) -> ProgressBar {
@@ -117,20 +117,19 @@ fn bar(step: &Step) -> ProgressBar {
         .with_message(step.name.clone())
 }
 
-/// How far a step is, in one line.
-fn line(step: &Step, done: u64, elapsed: Duration) -> String {
-    let seconds = elapsed.as_secs().max(1);
-    match step.total.filter(|total| *total > 0) {
-        Some(total) => format!(
-            "{}: {} of {} ({} %), {}/s",
-            step.name,
-            text::bytes(done),
-            text::bytes(total),
-            (u128::from(done) * 100 / u128::from(total)).min(100),
-            text::bytes(done / seconds)
-        ),
-        None => format!("{} ({})", step.name, text::span(seconds.try_into().unwrap_or(i64::MAX))),
+/// How far a step is, in numbers. Rates are told once there is something to tell them from.
+fn figures(step: &Step, done: u64, elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs();
+    let Some(total) = step.total.filter(|total| *total > 0) else {
+        return text::span(seconds.try_into().unwrap_or(i64::MAX));
+    };
+    let percent = (u128::from(done) * 100 / u128::from(total)).min(100);
+    let mut figures = format!("{} of {} ({percent} %)", text::bytes(done), text::bytes(total));
+    if let Some(rate) = done.checked_div(seconds).filter(|rate| *rate > 0) {
+        let left = i64::try_from(total.saturating_sub(done) / rate).unwrap_or(i64::MAX);
+        figures.push_str(&format!(", {}/s, {} left", text::bytes(rate), text::span(left)));
     }
+    figures
 }
 
 #[cfg(test)]
@@ -138,12 +137,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_say_how_far_it_is() {
-        let step = Step { name: "copying documents".to_owned(), total: Some(3 << 30), number: 2 };
-        let elapsed = Duration::from_secs(8);
-        assert_eq!(line(&step, 1 << 30, elapsed), "copying documents: 1.0 GiB of 3.0 GiB (33 %), 128 MiB/s");
-        let step = Step { total: None, name: "building indexes".to_owned(), ..step };
-        assert_eq!(line(&step, 0, elapsed), "building indexes (8s)");
+    fn figures_say_how_far_it_is() {
+        let step = Step { name: String::new(), total: Some(3 << 30), number: 2 };
+        let at = |done: u64, seconds: u64| figures(&step, done, Duration::from_millis(seconds * 1000 + 10));
+        assert_eq!(at(1 << 30, 8), "1.0 GiB of 3.0 GiB (33 %), 128 MiB/s, 16s left");
+        assert_eq!(at(1 << 30, 0), "1.0 GiB of 3.0 GiB (33 %)");
+        assert_eq!(at(0, 8), "0 B of 3.0 GiB (0 %)");
+        assert_eq!(at(4 << 30, 1), "4.0 GiB of 3.0 GiB (100 %), 4.0 GiB/s, 0s left");
+        assert_eq!(figures(&Step { total: None, ..step }, 5, Duration::from_secs(61)), "1m 1s");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
     num_parallel_collections: Option<u32>,
     /// Kind of snapshot: logical
-    #[arg(short, long = "type", value_name = "TYPE", default_value = "logical")]
+    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "logical")]
     kind: String,
     /// Compression: zstd
     #[arg(long, value_name = "NAME", default_value = "zstd")]

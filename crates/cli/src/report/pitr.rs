@@ -3,7 +3,7 @@
 use hindsight_catalog::{Gap, Range};
 use hindsight_format::{LeaseRecord, OperationKind, format_time};
 use hindsight_jobs::{Captured, Overview};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::restores::half_restored;
@@ -12,6 +12,9 @@ use crate::text;
 /// Seconds that a capture may lag without being worth a warning: an idle server gives a sign of
 /// life every 10 s, and those are stored once a minute.
 const USUAL_LAG: i64 = 120;
+
+/// An agent that let go a shorter time ago may be about to begin again.
+const LOOKS_AROUND: SignedDuration = SignedDuration::from_secs(10);
 
 /// Ranges, gaps and the state of the capture.
 #[derive(Debug, Serialize)]
@@ -76,6 +79,9 @@ struct Capture {
     lag_secs: Option<i64>,
     #[serde(skip)]
     until: Option<Timestamp>,
+    /// When there was a sign of life of an agent that is gone.
+    #[serde(skip)]
+    last_seen: Option<Timestamp>,
 }
 
 impl Pitr {
@@ -92,7 +98,7 @@ impl Pitr {
             ranges: timeline.ranges.iter().filter_map(Stretch::of).collect(),
             gaps: timeline.gaps.iter().map(Hole::of).collect(),
             unbacked: unbacked.then(|| unbacked_of(overview)),
-            warnings: warnings(overview, &capture, program),
+            warnings: warnings(overview, &capture, now, program),
             capture,
             lines: lines.into_iter().map(|(_, line)| line).collect(),
             snapshots: !overview.history.snapshots.is_empty(),
@@ -207,6 +213,7 @@ impl Capture {
             captured_until: until.map(format_time),
             lag_secs: until.filter(|_| running).map(|until| now.duration_since(until).as_secs().max(0)),
             until,
+            last_seen: lease.filter(|_| !running).map(|lease| lease.renewed_at),
         }
     }
 
@@ -221,8 +228,15 @@ impl Capture {
                 Some(format!("Captured until {}, {ago} ago, by {agent}", format_time(until)))
             }
             (true, None) => Some(format!("Capture by {agent} begins; nothing is stored yet")),
-            (false, Some(until)) => Some(format!("Captured until {}; no agent is capturing now", format_time(until))),
-            (false, None) => None,
+            (false, until) => {
+                let until = until.map(|until| format!("Captured until {}; ", format_time(until))).unwrap_or_default();
+                let seen = self.last_seen.map(|seen| text::span(now.duration_since(seen).as_secs().max(0)));
+                match seen {
+                    Some(ago) => Some(format!("{until}no agent is capturing now, {agent} was last seen {ago} ago")),
+                    None if until.is_empty() => None,
+                    None => Some(format!("{until}no agent is capturing now")),
+                }
+            }
         }
     }
 }
@@ -231,7 +245,7 @@ fn is_restore(lease: &LeaseRecord) -> bool {
     lease.operation.kind == OperationKind::Restore
 }
 
-fn warnings(overview: &Overview, capture: &Capture, program: &str) -> Vec<String> {
+fn warnings(overview: &Overview, capture: &Capture, now: Timestamp, program: &str) -> Vec<String> {
     let mut warnings = half_restored(overview, program);
     if !overview.config.pitr.enabled {
         return warnings;
@@ -241,7 +255,10 @@ fn warnings(overview: &Overview, capture: &Capture, program: &str) -> Vec<String
     if let (false, Some(restore)) = (capture.running, restoring) {
         warnings.push(format!("capture waits for the restore {} to end", restore.operation.id));
     } else if !capture.running && warnings.is_empty() {
-        warnings.push(format!("PITR is on but no agent is capturing: start `{program} agent`"));
+        // One that has just let go, for a restore as an example, may soon be back.
+        if capture.last_seen.is_none_or(|seen| now.duration_since(seen) > LOOKS_AROUND) {
+            warnings.push(format!("PITR is on but no agent is capturing: start `{program} agent`"));
+        }
     } else if !based && capture.running {
         warnings.push(format!(
             "what is captured cannot be restored before there is a base snapshot: the agent takes one by itself, \

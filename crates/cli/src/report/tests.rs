@@ -47,6 +47,14 @@ fn the_capture_is_told_in_one_line_with_what_is_wrong() {
 
     tell("no agent", &Overview { capture: Captured::Idle(None), ..healthy() });
 
+    let gone = || Captured::Idle(Some(lease(OperationKind::Capture, "rs0", "")));
+    tell("the agent has just let go", &Overview { capture: gone(), ..healthy() });
+    let mut overview = Overview { capture: gone(), ..healthy() };
+    if let Captured::Idle(Some(lease)) = &mut overview.capture {
+        lease.renewed_at = time("2021-02-09T10:00:00Z");
+    }
+    tell("the agent is gone", &overview);
+
     let mut overview = Overview { capture: Captured::Idle(None), ..healthy() };
     overview.config.pitr.enabled = false;
     tell("switched off", &overview);
