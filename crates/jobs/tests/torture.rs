@@ -8,10 +8,12 @@
 
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bson::doc;
+use futures::TryStreamExt;
 use hindsight_catalog::Target;
 use hindsight_engine::Selection;
 use hindsight_testkit::workload::{Workload, WorkloadOptions};
@@ -27,6 +29,41 @@ struct Moment {
     target: Target,
     state: ClusterState,
     open_transactions: u64,
+    documents: Option<Documents>,
+}
+
+/// All documents, by namespace and `_id`: kept with `TORTURE_DETAIL=1`, to see what differs.
+type Documents = BTreeMap<String, BTreeMap<String, bson::RawDocumentBuf>>;
+
+async fn documents(client: &mongodb::Client) -> Result<Documents> {
+    let mut all = Documents::new();
+    for db in client.list_database_names().await?.into_iter().filter(|db| db != "local" && db != "config") {
+        let database = client.database(&db);
+        let collections: Vec<_> = database.list_collections().await?.try_collect().await?;
+        for collection in collections.iter().filter(|c| !(db == "admin" && c.name.starts_with("system.")) && c.collection_type == mongodb::results::CollectionType::Collection) {
+            let mut cursor = database.collection::<bson::RawDocumentBuf>(&collection.name).find(doc! {}).await?;
+            let mine = all.entry(format!("{db}.{}", collection.name)).or_default();
+            while let Some(document) = cursor.try_next().await? {
+                mine.insert(format!("{:?}", document.get("_id")?), document);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The documents that differ, in full.
+fn differing(expected: &Documents, found: &Documents) -> String {
+    let mut text = String::new();
+    let namespaces: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
+    for ns in namespaces {
+        let none = BTreeMap::new();
+        let (e, f) = (expected.get(ns).unwrap_or(&none), found.get(ns).unwrap_or(&none));
+        let ids: BTreeSet<_> = e.keys().chain(f.keys()).collect();
+        for id in ids.into_iter().filter(|id| e.get(*id).map(|d| d.as_bytes()) != f.get(*id).map(|d| d.as_bytes())) {
+            text += &format!("\n{ns} {id}\n  expected {:?}\n  found    {:?}", e.get(id), f.get(id));
+        }
+    }
+    text
 }
 
 fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
@@ -104,7 +141,11 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
         } else {
             Target::Through { time: Timestamp::from_second(secs.into())?, order: format!("{secs:010}.{inc:010}") }
         };
-        recorded.push(Moment { number, target, state, open_transactions: paused.open_transactions });
+        let documents = match setting("TORTURE_DETAIL", 0) {
+            0 => None,
+            _ => Some(documents(&client).await?),
+        };
+        recorded.push(Moment { number, target, state, open_transactions: paused.open_transactions, documents });
         paused.resume();
     }
     if let Some(task) = snapshot {
@@ -155,6 +196,13 @@ async fn prove(store: &Store, here: &Protected, source: &ReplicaSet, recorded: &
         let there = store.protect(&empty.uri(), Some(&format!("empty-{}", moment.number))).await?;
         let run = here.restore_into(&there, moment.target.clone(), Selection::default());
         run.await.with_context(|| format!("{} into an empty server", about()))?;
+        if let Some(expected) = &moment.documents {
+            let found = documents(&empty.client().await?).await?;
+            let text = differing(expected, &found);
+            if !text.is_empty() {
+                println!("{}: {text}", about());
+            }
+        }
         same(&empty.client().await?, &moment.state).await.with_context(|| format!("{} in an empty server", about()))?;
         let run = here.restore_into(here, moment.target.clone(), Selection::default());
         run.await.with_context(|| format!("{} over the original", about()))?;

@@ -201,7 +201,8 @@ pub(crate) fn optime(holder: &Document, field: &str) -> Result<Optime> {
     let found = holder.get_document(field).map_err(|e| odd(field, &e))?;
     let ts: Timestamp = found.get_timestamp("ts").map_err(|e| odd(field, &e))?;
     let term = found.get_i64("t").map_err(|e| odd(field, &e))?;
-    Ok(Optime::new(ts, term))
+    // Before a set's first election there is no term.
+    Ok(Optime::new(ts, term.max(0)))
 }
 
 /// A reply that is not what servers send.

@@ -125,7 +125,7 @@ pub async fn this_moment(client: &mongodb::Client) -> Result<Target> {
 
 /// The data behind `client` are those of `expected`.
 pub async fn same(client: &mongodb::Client, expected: &ClusterState) -> Result<()> {
-    let differences = ClusterState::read(client).await?.diff(expected);
+    let differences = expected.diff(&ClusterState::read(client).await?);
     anyhow::ensure!(differences.is_empty(), "not what it was:\n{}", differences.join("\n"));
     Ok(())
 }

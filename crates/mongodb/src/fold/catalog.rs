@@ -32,6 +32,11 @@ impl Collection {
         format!("{}.{}", self.db, self.name)
     }
 
+    /// Whether its documents define views, users or roles.
+    pub(crate) fn is_definitions(&self) -> bool {
+        self.name == namespace::VIEWS || namespace::is_users_or_roles(&self.db, &self.name)
+    }
+
     /// Whether documents keep the order in which they came.
     pub(crate) fn is_capped(&self) -> bool {
         self.options.get_bool("capped").unwrap_or(false)
@@ -306,7 +311,7 @@ fn hex(uuid: &Uuid) -> String {
 /// leaves out because it is simple must be said where the collection's default is not.
 pub(crate) fn rebuildable(spec: &Document, collection: &Collection) -> Document {
     let mut spec = spec.clone();
-    for stale in ["ns", "background", "buildUUID", "originalSpec"] {
+    for stale in ["ns", "background", "buildUUID"] {
         spec.remove(stale);
     }
     if collection.options.contains_key("collation") && !spec.contains_key("collation") {

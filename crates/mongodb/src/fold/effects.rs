@@ -205,6 +205,10 @@ impl Effects {
             none => none.insert(Spill::create(&self.scratch)?),
         };
         for (uuid, documents) in &mut self.collections {
+            // Views, users and roles are few, and wanted before all else.
+            if catalog.get(uuid).is_some_and(super::Collection::is_definitions) {
+                continue;
+            }
             let capped = catalog.get(uuid).is_some_and(super::Collection::is_capped);
             for (key, effect) in documents.effects.drain() {
                 spill.append(uuid, documents.emptied, capped, &key, &effect)?;
@@ -227,7 +231,9 @@ impl Effects {
             Some(spill) => spill.groups(self.budget)?,
             None => vec![Vec::new()],
         };
-        Ok(Passes { collections: self.collections, capped, spill: self.spill, groups })
+        let is_definitions = |uuid: &Uuid| catalog.get(uuid).is_some_and(super::Collection::is_definitions);
+        let definitions = self.collections.extract_if(|uuid, _| is_definitions(uuid)).collect();
+        Ok(Passes { collections: self.collections, definitions, capped, spill: self.spill, groups })
     }
 }
 
@@ -271,13 +277,20 @@ fn update(known: Option<&mut Effect>, o: &[u8]) -> Result<Option<Effect>, Engine
 /// for a part of the documents.
 pub(crate) struct Passes {
     collections: HashMap<Uuid, Documents>,
+    definitions: HashMap<Uuid, Documents>,
     capped: std::collections::HashSet<Uuid>,
     spill: Option<Spill>,
     groups: Vec<Vec<usize>>,
 }
 
 impl Passes {
-    /// How many passes there are; at least one.
+    /// The pass over views, users and roles, which no other pass looks after.
+    pub(crate) fn definitions(&mut self) -> Pass {
+        let collections = std::mem::take(&mut self.definitions);
+        Pass { collections, capped: std::collections::HashSet::new(), part: None }
+    }
+
+    /// How many passes there are over all else; at least one.
     pub(crate) fn count(&self) -> usize {
         self.groups.len()
     }

@@ -31,9 +31,10 @@ pub(super) struct Copied {
     pub(super) inserted: HashMap<Uuid, u64>,
     /// Bytes inserted.
     pub(super) bytes: u64,
-    /// Documents that are not inserted but used: by database and collection.
-    pub(super) kept: HashMap<(String, String), Vec<Document>>,
 }
+
+/// Documents that are not inserted but used, by database and collection.
+pub(super) type Definitions = HashMap<(String, String), Vec<Document>>;
 
 /// What all workers share.
 struct Shared {
@@ -55,6 +56,44 @@ pub(super) async fn open(job: &Job, plan: &RestorePlan) -> Result<Vec<ObjectRead
     stream::iter(objects.into_iter().map(open)).buffered(8).try_collect().await
 }
 
+/// The documents that define views, users and roles.
+pub(super) async fn definitions(
+    catalog: &StoredCatalog,
+    wanted: &Wanted,
+    readers: &[ObjectReader],
+    folded: &mut Folded,
+) -> Result<Definitions> {
+    let pass = folded.effects.definitions();
+    let mut runs: HashMap<Uuid, Vec<u8>> = HashMap::new();
+    let segments = segments(catalog, |uuid| wanted.definitions(uuid).is_some());
+    for reader in readers {
+        let mut frames = reader.stream(|frame| segments.contains_key(&frame.segment), 2);
+        while let Some((entry, frame)) = frames.try_next().await? {
+            let uuid = segments.get(&entry.segment).copied().unwrap_or_default();
+            let (run, mut key) = (runs.entry(uuid).or_default(), Vec::new());
+            let mut frame = &frame[..];
+            while let Some(document) = next_document(&mut frame)? {
+                pass.merge(&uuid, document, &mut key, run)?;
+            }
+        }
+    }
+    for uuid in pass.touched() {
+        runs.entry(*uuid).or_default().extend(pass.rest(uuid).concat());
+    }
+    let mut found = Definitions::new();
+    for (uuid, run) in &runs {
+        let Some(place) = wanted.definitions(uuid) else { continue };
+        let bad = || EngineError::damaged(format!("a document of {}.{} cannot be read", place.0, place.1));
+        let mut run = run.as_slice();
+        while let Some(document) = next_document(&mut run)? {
+            let document = RawDocument::from_bytes(document).map_err(|_| bad())?;
+            let document = Document::try_from(document).map_err(|_| bad())?;
+            found.entry(place.clone()).or_default().push(document);
+        }
+    }
+    Ok(found)
+}
+
 /// Copies all documents of what is wanted.
 pub(super) async fn copy(
     cluster: &Cluster,
@@ -65,7 +104,7 @@ pub(super) async fn copy(
     folded: &mut Folded,
     options: &RestoreOptions,
 ) -> Result<Copied> {
-    let segments = segments(catalog, wanted);
+    let segments = segments(catalog, |uuid| wanted.target(uuid).is_some());
     let workers = match options.parallel {
         0 => std::thread::available_parallelism().map_or(4, |n| 2 * usize::from(n)).clamp(4, 16),
         n => n as usize,
@@ -102,9 +141,8 @@ pub(super) async fn copy(
 }
 
 /// The segments that are wanted, with their collection.
-fn segments(catalog: &StoredCatalog, wanted: &Wanted) -> HashMap<u32, Uuid> {
-    let collections = catalog.collections.iter();
-    let used = collections.filter(|c| wanted.target(&c.uuid).is_some() || wanted.kept(&c.uuid).is_some());
+fn segments(catalog: &StoredCatalog, wanted: impl Fn(&Uuid) -> bool) -> HashMap<u32, Uuid> {
+    let used = catalog.collections.iter().filter(|c| wanted(&c.uuid));
     used.flat_map(|c| c.segments.iter().map(|s| (s.id, c.uuid))).collect()
 }
 
@@ -197,28 +235,11 @@ impl Shared {
         if run.is_empty() {
             return Ok(());
         }
-        if let Some(place) = self.wanted.kept(&uuid) {
-            return self.keep(place, run);
-        }
         let Some(target) = self.wanted.target(&uuid) else { return Ok(()) };
         let inserted = insert(&self.client, &target.db, &target.name, run, ordered).await?;
         if let Ok(mut copied) = self.copied.lock() {
             *copied.inserted.entry(uuid).or_default() += inserted;
             copied.bytes += run.len() as u64;
-        }
-        Ok(())
-    }
-
-    fn keep(&self, place: &(String, String), mut run: &[u8]) -> Result<()> {
-        let bad = |e: &dyn std::fmt::Display| {
-            EngineError::damaged(format!("a document of {}.{} is unreadable: {e}", place.0, place.1))
-        };
-        while let Some(document) = next_document(&mut run)? {
-            let document = RawDocument::from_bytes(document).map_err(|e| bad(&e))?;
-            let document = Document::try_from(document).map_err(|e| bad(&e))?;
-            if let Ok(mut copied) = self.copied.lock() {
-                copied.kept.entry(place.clone()).or_default().push(document);
-            }
         }
         Ok(())
     }

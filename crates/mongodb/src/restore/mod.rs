@@ -42,12 +42,14 @@ pub(crate) async fn run(
     let mut folded = fold(job, plan, &catalog, options).await?;
     let wanted = schema::wanted(&folded.catalog, selection);
     let readers = data::open(job, plan).await?;
+    let definitions = data::definitions(&catalog, &wanted, &readers, &mut folded).await?;
     job.check()?;
     options.gate.cross().await?;
 
     job.progress.step("dropping what is replaced", None);
     schema::clear(&cluster.client, selection).await?;
-    job.progress.step("creating collections", None);
+    job.progress.step("creating views and collections", None);
+    schema::create_views(&cluster.client, selection, &definitions).await?;
     schema::create(&cluster.client, &wanted).await?;
 
     let copied = data::copy(cluster, job, &catalog, &wanted, &readers, &mut folded, options).await?;
@@ -55,11 +57,9 @@ pub(crate) async fn run(
     job.progress.step("building indexes", None);
     let indexes = schema::build_indexes(&cluster.client, job, &wanted).await?;
     schema::finish(&cluster.client, &wanted).await?;
-    job.progress.step("creating views", None);
-    schema::create_views(&cluster.client, selection, &copied.kept).await?;
     if selection.is_all() {
         job.progress.step("restoring users and roles", None);
-        users::restore(&cluster.client, job, &copied.kept).await?;
+        users::restore(&cluster.client, job, &definitions).await?;
     }
 
     job.progress.step("checking", None);

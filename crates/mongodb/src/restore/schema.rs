@@ -11,6 +11,7 @@ use crate::failure::{code, code_of, driver};
 use crate::fold::{Catalog, Collection, rebuildable};
 use crate::namespace::{self, FUNCTIONS, VIEWS};
 use crate::oplog::entry::Uuid;
+use super::data::Definitions;
 use crate::snapshot::catalog::{is_selected, list_collections};
 
 /// Commands that run at the same time.
@@ -32,6 +33,10 @@ impl Target {
         self.source.is_capped()
     }
 
+    fn is_clustered_and_capped(&self) -> bool {
+        self.is_capped() && self.source.options.contains_key("clusteredIndex")
+    }
+
     fn namespace(&self) -> String {
         format!("{}.{}", self.db, self.name)
     }
@@ -41,8 +46,8 @@ impl Target {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wanted {
     targets: HashMap<Uuid, Target>,
-    /// `system.views` of databases, users and roles: their documents are kept, not inserted.
-    kept: HashMap<Uuid, (String, String)>,
+    /// `system.views` of databases, users and roles: their documents are used, not inserted.
+    definitions: HashMap<Uuid, (String, String)>,
 }
 
 impl Wanted {
@@ -58,9 +63,9 @@ impl Wanted {
         self.targets.get(uuid)
     }
 
-    /// The collection's own database and name, when its documents are to be kept.
-    pub(super) fn kept(&self, uuid: &Uuid) -> Option<&(String, String)> {
-        self.kept.get(uuid)
+    /// The collection's own database and name, when its documents are definitions.
+    pub(super) fn definitions(&self, uuid: &Uuid) -> Option<&(String, String)> {
+        self.definitions.get(uuid)
     }
 }
 
@@ -72,8 +77,8 @@ pub(super) fn wanted(catalog: &Catalog, selection: &Selection) -> Wanted {
         if !is_selected(selection, db, name) || !namespace::is_protected(db, name) {
             continue;
         }
-        if name == VIEWS || namespace::is_users_or_roles(db, name) {
-            wanted.kept.insert(*uuid, (db.clone(), name.clone()));
+        if collection.is_definitions() {
+            wanted.definitions.insert(*uuid, (db.clone(), name.clone()));
             continue;
         }
         let (db, visible) = selection.target(db, namespace::visible(name));
@@ -181,6 +186,9 @@ pub(super) async fn create(client: &Client, wanted: &Wanted) -> Result<()> {
     let create = |target: Target| {
         let client = client.clone();
         async move {
+            if target.is_clustered_and_capped() {
+                return create_clustered_and_capped(&client, &target).await;
+            }
             match client.database(&target.db).run_command(create_command(&target)).await {
                 // It was emptied instead of dropped.
                 Err(error) if code_of(&error) == Some(code::NAMESPACE_EXISTS) && target.name == FUNCTIONS => Ok(()),
@@ -189,6 +197,18 @@ pub(super) async fn create(client: &Client, wanted: &Wanted) -> Result<()> {
         }
     };
     stream::iter(wanted.iter().cloned().map(create)).buffer_unordered(PARALLEL).try_collect().await
+}
+
+/// `create` refuses what `convertToCapped` makes of a clustered collection, so it is made the same way.
+async fn create_clustered_and_capped(client: &Client, target: &Target) -> Result<()> {
+    let doing = format!("creating {}", target.namespace());
+    let database = client.database(&target.db);
+    let mut command = create_command(target);
+    let size = command.get("size").cloned();
+    ["capped", "size", "max"].iter().for_each(|option| drop(command.remove(option)));
+    database.run_command(command).await.map_err(|e| driver(&doing, e))?;
+    let convert = doc! {"convertToCapped": &target.name, "size": size};
+    database.run_command(convert).await.map(drop).map_err(|e| driver(&doing, e))
 }
 
 /// Builds all indexes; returns how many.
@@ -225,31 +245,55 @@ pub(super) async fn finish(client: &Client, wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-/// Creates the views that `kept` defines. Time-series made theirs themselves.
-pub(super) async fn create_views(
-    client: &Client,
-    selection: &Selection,
-    kept: &HashMap<(String, String), Vec<Document>>,
-) -> Result<()> {
-    for ((_, name), definitions) in kept {
+/// Creates the views, before there is anything to look at: a view that fits no more with what it looks
+/// at can exist, but could not be created then. For the same reason those that others look at come
+/// last. Time-series make theirs themselves.
+pub(super) async fn create_views(client: &Client, selection: &Selection, definitions: &Definitions) -> Result<()> {
+    for ((db, name), views) in definitions {
         if name != VIEWS {
             continue;
         }
-        for definition in definitions {
-            let id = definition.get_str("_id").unwrap_or_default();
-            let (db, view) = namespace::split(id);
-            let buckets = definition.get_str("viewOn").is_ok_and(|on| namespace::time_series_of(on).is_some());
-            if buckets || !selection.contains(db, view) {
+        for view in dependents_first(db, views) {
+            let Some((db, name)) = view.get_str("_id").ok().map(namespace::split) else { continue };
+            let buckets = view.get_str("viewOn").is_ok_and(|on| namespace::time_series_of(on).is_some());
+            if buckets || !selection.contains(db, name) {
                 continue;
             }
-            let (db, view) = selection.target(db, view);
-            let mut command = doc! {"create": &view};
-            command.extend(definition.clone().into_iter().filter(|(field, _)| field != "_id"));
+            let (db, name) = selection.target(db, name);
+            let mut command = doc! {"create": &name};
+            command.extend(view.clone().into_iter().filter(|(field, _)| field != "_id"));
             let created = client.database(&db).run_command(command).await;
-            created.map_err(|e| driver(&format!("creating the view {db}.{view}"), e))?;
+            created.map_err(|e| driver(&format!("creating the view {db}.{name}"), e))?;
         }
     }
     Ok(())
+}
+
+/// Views in such an order that none comes after one that it looks at.
+fn dependents_first<'a>(db: &str, views: &'a [Document]) -> Vec<&'a Document> {
+    let mut left: Vec<&Document> = views.iter().collect();
+    let mut order = Vec::new();
+    while !left.is_empty() {
+        let is_looked_at = |view: &Document| {
+            let id = view.get_str("_id").unwrap_or_default();
+            let name = id.strip_prefix(db).and_then(|rest| rest.strip_prefix('.')).unwrap_or(id);
+            left.iter().flat_map(|other| other.values()).any(|value| mentions(value, name))
+        };
+        // There are no cycles; should there be one after all, any order is as good.
+        let next = left.iter().position(|view| !is_looked_at(view)).unwrap_or(0);
+        order.push(left.swap_remove(next));
+    }
+    order
+}
+
+/// Whether a definition names `name` anywhere: as `viewOn`, or in a stage of its pipeline.
+fn mentions(value: &Bson, name: &str) -> bool {
+    match value {
+        Bson::String(text) => text == name,
+        Bson::Array(values) => values.iter().any(|value| mentions(value, name)),
+        Bson::Document(fields) => fields.values().any(|value| mentions(value, name)),
+        _ => false,
+    }
 }
 
 /// Refuses to restore onto what exists already, when another name was asked for.

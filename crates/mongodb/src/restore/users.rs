@@ -1,11 +1,10 @@
 //! Users and roles: last, and never against the user who restores.
 
-use std::collections::HashMap;
-
 use bson::{Document, doc};
 use hindsight_engine::{Job, Result};
 use mongodb::Client;
 
+use super::data::Definitions;
 use crate::failure::driver;
 use crate::namespace::{ROLES, USERS};
 
@@ -16,10 +15,10 @@ const NEW_ROLES: &str = "temproles";
 
 /// Makes users and roles what they were. Those that the restoring connection stands on stay as they
 /// are now: it must be able to end what it began, and to be used again.
-pub(super) async fn restore(client: &Client, job: &Job, kept: &HashMap<(String, String), Vec<Document>>) -> Result<()> {
+pub(super) async fn restore(client: &Client, job: &Job, definitions: &Definitions) -> Result<()> {
     let doing = "restoring users and roles";
     let admin = client.database("admin");
-    let place = |name: &str| kept.get(&("admin".to_owned(), name.to_owned())).cloned().unwrap_or_default();
+    let place = |name: &str| definitions.get(&("admin".to_owned(), name.to_owned())).cloned().unwrap_or_default();
     let own = own(client).await?;
     for (name, documents, own) in [(NEW_USERS, place(USERS), &own.users), (NEW_ROLES, place(ROLES), &own.roles)] {
         let collection = admin.collection::<Document>(name);
