@@ -33,6 +33,8 @@ pub struct Tuning {
     pub retry_pause: Duration,
     /// How long to read on when asked to stop.
     pub farewell: Duration,
+    /// Signs of life of an idle server are stored this often, in one slice that is replaced.
+    pub idle_interval: Duration,
     /// Small slices are looked through this often.
     pub merge_every: Duration,
     /// Pause before a snapshot that could not be taken is tried again.
@@ -45,6 +47,7 @@ impl Default for Tuning {
             poll: Duration::from_secs(3),
             retry_pause: Duration::from_secs(2),
             farewell: Duration::from_secs(5),
+            idle_interval: Duration::from_secs(60),
             merge_every: Duration::from_secs(60),
             snapshot_pause: Duration::from_secs(60),
         }
@@ -151,7 +154,9 @@ impl Agent {
         let running = self.cluster.lease_state(OPERATION_LEASE).await?;
         let running = running.filter(|lease| self.cluster.lease_is_live(OPERATION_LEASE, lease));
         if let Some(LeaseRecord { operation: Operation { kind: OperationKind::Restore, id, .. }, .. }) = running {
-            return Ok(Some(Rest::Restore(id)));
+            if self.is_replaced_by(&id).await? {
+                return Ok(Some(Rest::Restore(id)));
+            }
         }
         let epoch = self.cluster.current_epoch().await?;
         if epoch > 1 {
@@ -162,6 +167,15 @@ impl Agent {
             }
         }
         Ok(None)
+    }
+
+    /// Whether the restore of this id replaces the data of this cluster. One into another cluster does
+    /// not, and one of some namespaces only adds to the history.
+    async fn is_replaced_by(&self, id: &str) -> Result<bool> {
+        // The right to restore is taken before the record is written.
+        let Some(record) = self.cluster.restore(id).await? else { return Ok(true) };
+        let own = self.cluster.descriptor().await?.is_some_and(|own| own.identity == record.into);
+        Ok(own && record.namespaces.is_empty())
     }
 
     /// Captures under the lease until it must rest, the lease is lost, or the epoch ends.
@@ -215,7 +229,7 @@ impl Agent {
             }
             if merged.elapsed() >= self.tuning.merge_every {
                 merged = Instant::now();
-                slices.append(&mut capture.stored);
+                slices.append(&mut capture.take_settled());
                 let pitr = &config.pitr;
                 match merge::merge(
                     &self.cluster,

@@ -15,8 +15,6 @@ use crate::agent::Tuning;
 
 /// Bytes of log after which a slice is stored whatever its age.
 const SLICE: usize = 16 << 20;
-/// Signs of life of an idle server are stored this often, in one slice that is replaced.
-const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Where slices go.
 #[derive(Clone)]
@@ -48,7 +46,7 @@ pub(crate) struct Capture {
     idle_tail: Option<StoredSlice>,
     storing: Option<Storing>,
     /// Slices stored since the last merge.
-    pub(crate) stored: Vec<StoredSlice>,
+    stored: Vec<StoredSlice>,
     /// The end of what is stored without a gap.
     pub(crate) durable: Point,
 }
@@ -69,7 +67,7 @@ impl Capture {
             reader,
             buffer: LogBuffer::starting_at(start.clone()),
             waiting_since: None,
-            idle_since: Instant::now() - IDLE_INTERVAL,
+            idle_since: Instant::now() - tuning.idle_interval,
             idle_tail: None,
             storing: None,
             stored: Vec::new(),
@@ -94,12 +92,20 @@ impl Capture {
         Ok(())
     }
 
+    /// The slices stored since this was asked last. One that will be replaced is not among them: merged
+    /// with others it could not be any more.
+    pub(crate) fn take_settled(&mut self) -> Vec<StoredSlice> {
+        let (tail, settled) = self.stored.drain(..).partition(|slice| Some(slice) == self.idle_tail.as_ref());
+        self.stored = tail;
+        settled
+    }
+
     fn is_due(&self, config: &PitrConfig) -> bool {
         let interval = Duration::from_secs(config.upload_interval_sec.into());
         match self.waiting_since {
             _ if self.buffer.len() >= SLICE => true,
             Some(since) => since.elapsed() >= interval,
-            None => !self.buffer.is_empty() && self.idle_since.elapsed() >= IDLE_INTERVAL,
+            None => !self.buffer.is_empty() && self.idle_since.elapsed() >= self.tuning.idle_interval,
         }
     }
 
@@ -119,7 +125,10 @@ impl Capture {
         let piece = if full { self.buffer.take() } else { self.buffer.copy() };
         let replaces = self.idle_tail.take();
         self.waiting_since = None;
-        self.idle_since = if substantial { Instant::now() - IDLE_INTERVAL } else { Instant::now() };
+        self.idle_since = match substantial {
+            true => Instant::now() - self.tuning.idle_interval,
+            false => Instant::now(),
+        };
         let work = store(
             self.place.clone(),
             self.lease.clone(),

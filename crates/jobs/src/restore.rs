@@ -51,6 +51,9 @@ pub struct Proposal {
     pub preview: Preview,
     /// The cluster that is written to, where the repository knows it.
     pub target: Option<ClusterRepository>,
+    /// Whether the target's history ends with this restore, and a new epoch begins: where all data are
+    /// replaced. Some namespaces more or less are a part of the history that goes on.
+    pub begins_epoch: bool,
     /// The agent that captures the target now, and will be suspended.
     pub capture: Option<LeaseRecord>,
     /// Whether the target's capture is switched on, so that it begins anew afterwards.
@@ -80,18 +83,20 @@ pub async fn propose(
     let known = repository.clusters().await?;
     let target = known.iter().find(|cluster| cluster.identity == preview.into);
     let target = target.map(|cluster| repository.cluster(&cluster.name)).transpose()?;
+    let begins_epoch = target.is_some() && request.selection.is_all();
     let (mut capture, mut captures_afterwards) = (None, false);
-    if let Some(target) = &target {
+    if let Some(target) = target.as_ref().filter(|_| begins_epoch) {
         capture = target.lease_state(CAPTURE_LEASE).await?.filter(|lease| target.lease_is_live(CAPTURE_LEASE, lease));
         captures_afterwards = target.config().await?.1.pitr.enabled;
     }
-    Ok(Proposal { source: source.clone(), request, plan, preview, target, capture, captures_afterwards })
+    Ok(Proposal { source: source.clone(), request, plan, preview, target, begins_epoch, capture, captures_afterwards })
 }
 
 /// The record of a restore, kept up to date in the repository.
 struct Recorder {
     source: ClusterRepository,
     target: Option<ClusterRepository>,
+    begins_epoch: bool,
     record: Mutex<RestoreRecord>,
 }
 
@@ -117,7 +122,7 @@ impl Gate for Recorder {
     /// From here on the target is changed: its history ends here, a new epoch begins.
     async fn cross(&self) -> hindsight_engine::Result<()> {
         let mut epoch = None;
-        if let Some(target) = &self.target {
+        if let Some(target) = self.target.as_ref().filter(|_| self.begins_epoch) {
             let id = self.record.lock().await.id.clone();
             epoch = Some(target.begin_epoch(EpochCause::Restore(id)).await?.number);
         }
@@ -143,18 +148,11 @@ pub async fn restore(
     let source = &proposal.source;
     let used = source.restores().await?.into_iter().map(|record| record.id).collect();
     let id = new_name(used);
-    let mut exclusive = vec![Exclusive::take(source, OperationKind::Restore, &id, cancel).await?];
-    let cancel = match exclusive.first() {
-        Some(own) => own.cancel.clone(),
-        None => cancel.clone(),
-    };
-    if let Some(target) = proposal.target.as_ref().filter(|target| target.name() != source.name()) {
-        exclusive.push(Exclusive::take(target, OperationKind::Restore, &id, &cancel).await?);
-    }
-    let done = carry_out(engine, proposal, &id, progress, &cancel, &exclusive).await;
-    for lease in exclusive.into_iter().rev() {
-        lease.release().await?;
-    }
+    // What is written to must not be used by others meanwhile; what is read may.
+    let place = proposal.target.as_ref().unwrap_or(source);
+    let exclusive = Exclusive::take(place, OperationKind::Restore, &id, cancel).await?;
+    let done = carry_out(engine, proposal, &id, progress, &exclusive).await;
+    exclusive.release().await?;
     done
 }
 
@@ -163,22 +161,22 @@ async fn carry_out(
     proposal: &Proposal,
     id: &str,
     progress: &Progress,
-    cancel: &CancellationToken,
-    exclusive: &[Exclusive],
+    exclusive: &Exclusive,
 ) -> Result<RestoreRecord> {
     let recorder = Arc::new(Recorder {
         source: proposal.source.clone(),
         target: proposal.target.clone(),
+        begins_epoch: proposal.begins_epoch,
         record: Mutex::new(first_record(proposal, id)),
     });
     recorder.change(|_| {}).await?;
     let run = async {
-        if let Some(target) = &proposal.target {
+        if let Some(target) = proposal.target.as_ref().filter(|_| proposal.begins_epoch) {
             progress.step("waiting for the agent to store what it has", None);
             suspend_capture(target, progress).await?;
         }
         let told = tell_steps(progress, exclusive);
-        let run = run_planned(engine, proposal, &recorder, progress, cancel);
+        let run = run_planned(engine, proposal, &recorder, progress, &exclusive.cancel);
         tokio::select! {
             totals = run => totals,
             () = told => unreachable_end(),
@@ -212,11 +210,11 @@ fn unreachable_end() -> Result<RestoreTotals> {
     Err(EngineError::cancelled().into())
 }
 
-async fn tell_steps(progress: &Progress, exclusive: &[Exclusive]) {
+async fn tell_steps(progress: &Progress, exclusive: &Exclusive) {
     let mut steps = progress.watch();
     loop {
         let step = steps.borrow_and_update().name.clone();
-        exclusive.iter().for_each(|lease| lease.tell(&step));
+        exclusive.tell(&step);
         if steps.changed().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -188,11 +188,14 @@ async fn secondary(source: &ReplicaSet, optime: (u32, u32, i64)) -> Result<mongo
 async fn prove(store: &Store, here: &Protected, source: &ReplicaSet, recorded: &[Moment]) -> Result<usize> {
     let client = source.client().await?;
     let mut restored = 0;
+    // The next empty server is started while the present one is filled.
+    let start = || tokio::spawn(ReplicaSet::single());
+    let mut next = start();
     for moment in recorded {
         let about = || {
             format!("moment {} ({:?}, {} transactions open)", moment.number, moment.target, moment.open_transactions)
         };
-        let empty = ReplicaSet::single().await?;
+        let empty = std::mem::replace(&mut next, start()).await??;
         let there = store.protect(&empty.uri(), Some(&format!("empty-{}", moment.number))).await?;
         let run = here.restore_into(&there, moment.target.clone(), Selection::default());
         run.await.with_context(|| format!("{} into an empty server", about()))?;

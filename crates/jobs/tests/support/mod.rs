@@ -77,6 +77,7 @@ impl Protected {
     pub fn agent(&self) -> Running {
         let tuning = Tuning {
             poll: Duration::from_millis(200),
+            idle_interval: Duration::from_secs(2),
             merge_every: Duration::from_secs(3),
             snapshot_pause: Duration::from_secs(1),
             ..Tuning::default()
