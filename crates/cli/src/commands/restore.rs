@@ -199,7 +199,7 @@ async fn with_consequences(failure: Failure, since: Timestamp, proposal: &Propos
 fn told(record: &RestoreRecord, proposal: &Proposal, program: &str) -> String {
     let totals = &record.totals;
     let took = record.finished_at.map(|end| text::took(record.started_at, end)).unwrap_or_default();
-    let next = next_steps(proposal.target.is_some(), proposal.capture.is_some(), proposal.captures_afterwards, program);
+    let next = next_steps(proposal, program);
     format!(
         "Restore {} is done.\n  \
          restore point  {}\n  \

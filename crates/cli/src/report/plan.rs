@@ -195,6 +195,12 @@ fn within(from: Timestamp, to: Timestamp, time: Option<Timestamp>) -> String {
 /// What happens to the capture.
 fn notes(facts: &Facts<'_>) -> Vec<String> {
     let program = facts.program;
+    if !facts.request.selection.is_all() {
+        return match facts.target {
+            Some(_) => vec!["history goes on: this restore becomes a part of it, like any other write".to_owned()],
+            None => Vec::new(),
+        };
+    }
     let note = match (facts.capture, facts.captures_afterwards) {
         (Some(lease), true) => format!(
             "the agent on {} is suspended for the restore; afterwards it begins anew by itself, with a fresh snapshot",
@@ -221,8 +227,12 @@ fn by_hand(program: &str) -> String {
 }
 
 /// What to do once a restore has succeeded.
-pub(crate) fn next_steps(target: bool, capture: bool, captures_afterwards: bool, program: &str) -> String {
-    match (capture, captures_afterwards) {
+pub(crate) fn next_steps(proposal: &Proposal, program: &str) -> String {
+    if !proposal.request.selection.is_all() {
+        return "Next: nothing. History goes on, with this restore as a part of it.".to_owned();
+    }
+    let target = proposal.target.is_some();
+    match (proposal.capture.is_some(), proposal.captures_afterwards) {
         (true, true) => "Next: nothing. The agent begins anew by itself, with a fresh snapshot.".to_owned(),
         (false, true) => format!("Next: start `{program} agent`. It begins anew, with a fresh snapshot."),
         (_, false) if target => {
