@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use bson::{Document, Timestamp, doc};
+use bson::{RawDocumentBuf, Timestamp, doc};
 use hindsight_testkit::workload::{Paused, Stats, Workload, WorkloadOptions};
 use hindsight_testkit::{ClusterState, ReplicaSet, last_optime};
 use mongodb::Client;
@@ -16,8 +16,9 @@ fn setting(name: &str, default: u64) -> u64 {
 
 /// The last oplog entry that tells of a change in data. Servers write no-ops and look after their sessions by themselves.
 async fn last_change(client: &Client) -> Timestamp {
-    let oplog = client.database("local").collection::<Document>("oplog.rs");
+    let oplog = client.database("local").collection::<RawDocumentBuf>("oplog.rs");
     let filter = doc! {"op": {"$ne": "n"}, "ns": {"$nin": ["config.system.sessions", "config.$cmd"]}};
+    // Raw, as documents of this depth could overflow the stack.
     let last = oplog.find_one(filter).sort(doc! {"$natural": -1}).await.unwrap().unwrap();
     last.get_timestamp("ts").unwrap()
 }

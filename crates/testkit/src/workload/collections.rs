@@ -12,7 +12,8 @@ use super::{indexes, kinds};
 /// Creates a collection of any kind under a name that this kind mostly has.
 pub(super) async fn create(worker: &mut Worker) -> Result<Effect> {
     let kind = Kind::any(&mut worker.rng);
-    let named = if worker.rng.random_bool(0.2) { Kind::any(&mut worker.rng) } else { kind };
+    let swap = worker.rng.random_bool(0.2) && kind.movable(worker.shared.version);
+    let named = if swap { Kind::any(&mut worker.rng) } else { kind };
     let namespace = Namespace::random(&mut worker.rng, named);
     let mut command = doc! {"create": &namespace.collection};
     command.extend(kinds::options(worker, kind));
@@ -20,8 +21,18 @@ pub(super) async fn create(worker: &mut Worker) -> Result<Effect> {
 }
 
 /// Runs a command on one collection, unless a transaction is open on it.
+///
+/// Before 5.0 none may be open in the database: changes of views lock `system.views`, which a transaction that looked for
+/// a missing collection keeps locked until its end (tried with 4.4.2).
 pub(super) async fn change(worker: &mut Worker, namespace: &Namespace, command: bson::Document) -> Result<Effect> {
-    let Some(_pin) = worker.shared.pins.catalog(namespace) else { return Ok(Effect::Nothing) };
+    let pins = &worker.shared.pins;
+    let pin = match worker.since(5, 0) {
+        true => pins.catalog(namespace),
+        false => pins.catalog_database(namespace.database),
+    };
+    if pin.is_none() {
+        return Ok(Effect::Nothing);
+    }
     worker.change(namespace.database, command).await
 }
 
@@ -37,15 +48,27 @@ pub(super) async fn drop_database(worker: &mut Worker) -> Result<Effect> {
     worker.change(database, doc! {"dropDatabase": 1}).await
 }
 
+/// A name to rename to: a free one most often, if none may be dropped for it.
+fn target(worker: &mut Worker, drop_target: bool) -> Namespace {
+    match drop_target {
+        true => renamed(worker),
+        false => Namespace::random(&mut worker.rng, Kind::Spare),
+    }
+}
+
 /// A name to rename from or to: of an ordinary collection most often.
 fn renamed(worker: &mut Worker) -> Namespace {
-    let kind = if worker.rng.random_bool(0.8) { Kind::writable(&mut worker.rng) } else { Kind::any(&mut worker.rng) };
+    let any = worker.rng.random_bool(0.2).then(|| Kind::any(&mut worker.rng));
+    let kind = match any {
+        Some(kind) if kind.movable(worker.shared.version) => kind,
+        _ => Kind::writable(&mut worker.rng, worker.shared.version),
+    };
     Namespace::random(&mut worker.rng, kind)
 }
 
 pub(super) async fn rename(worker: &mut Worker, drop_target: bool) -> Result<Effect> {
     let from = renamed(worker);
-    let to = Namespace::within(&mut worker.rng, from.database, Kind::Plain);
+    let to = Namespace { database: from.database, ..target(worker, drop_target) };
     let pins = &worker.shared.pins;
     let (Some(_from), Some(_to)) = (pins.catalog(&from), pins.catalog(&to)) else { return Ok(Effect::Nothing) };
     let command = doc! {"renameCollection": from.to_string(), "to": to.to_string(), "dropTarget": drop_target};
@@ -54,7 +77,7 @@ pub(super) async fn rename(worker: &mut Worker, drop_target: bool) -> Result<Eff
 
 /// Renames from one database to another: servers copy the documents to a new collection.
 pub(super) async fn rename_across(worker: &mut Worker, drop_target: bool) -> Result<Effect> {
-    let (from, to) = (renamed(worker), renamed(worker));
+    let (from, to) = (renamed(worker), target(worker, drop_target));
     let pins = &worker.shared.pins;
     // Servers lock both databases.
     let (Some(_from), Some(_to)) = (pins.catalog_database(from.database), pins.catalog_database(to.database)) else {

@@ -4,7 +4,6 @@ use anyhow::Result;
 use bson::raw::cstr;
 use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc};
 use rand::RngExt as _;
-use rand::rngs::StdRng;
 
 use super::names::{Kind, Namespace};
 use super::values;
@@ -16,13 +15,13 @@ pub(super) fn insert(namespace: &Namespace, documents: Vec<Document>, ordered: b
 }
 
 /// A collection whose documents may be written in any way, most often.
-pub(super) fn target(rng: &mut StdRng) -> Namespace {
-    let kind = Kind::writable(rng);
-    Namespace::random(rng, kind)
+pub(super) fn target(worker: &mut Worker) -> Namespace {
+    let kind = Kind::writable(&mut worker.rng, worker.shared.version);
+    Namespace::random(&mut worker.rng, kind)
 }
 
 pub(super) async fn one(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let mut document = values::document(&mut worker.rng);
     if worker.rng.random_bool(0.1) {
         // The server makes one.
@@ -32,7 +31,7 @@ pub(super) async fn one(worker: &mut Worker) -> Result<Effect> {
 }
 
 pub(super) async fn many(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let rng = &mut worker.rng;
     let documents = (0..rng.random_range(2..30)).map(|_| values::document(rng)).collect();
     let ordered = rng.random_bool(0.2);
@@ -40,14 +39,14 @@ pub(super) async fn many(worker: &mut Worker) -> Result<Effect> {
 }
 
 pub(super) async fn huge(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let document = values::huge_document(&mut worker.rng);
     worker.write(&namespace, insert(&namespace, vec![document], true)).await
 }
 
 /// Inserts a document whose field `twice` has a field twice, and a copy of it at the top level: servers store that.
 pub(super) async fn duplicate_fields(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let rng = &mut worker.rng;
     let mut twice = RawDocumentBuf::new();
     for _ in 0..2 {
@@ -66,20 +65,20 @@ pub(super) async fn duplicate_fields(worker: &mut Worker) -> Result<Effect> {
 }
 
 pub(super) async fn odd_fields(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let mut document = values::document(&mut worker.rng);
     values::odd_fields(&mut worker.rng, &mut document);
     worker.write(&namespace, insert(&namespace, vec![document], true)).await
 }
 
 pub(super) async fn delete_one(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let query = doc! {"_id": values::id(&mut worker.rng)};
     worker.write(&namespace, delete(&namespace, query, 1)).await
 }
 
 pub(super) async fn delete_many(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let rng = &mut worker.rng;
     let from = rng.random_range(0..100);
     let query = match rng.random_range(0..10) {
@@ -93,7 +92,7 @@ pub(super) async fn delete_many(worker: &mut Worker) -> Result<Effect> {
 
 /// Deletes a document and inserts another one with the same `_id`, or with a number of another type that is equal.
 pub(super) async fn delete_and_insert(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let id = values::id(&mut worker.rng);
     let twin = values::twin(&mut worker.rng, &id);
     let mut document = values::document(&mut worker.rng);
@@ -105,13 +104,14 @@ pub(super) async fn delete_and_insert(worker: &mut Worker) -> Result<Effect> {
 }
 
 pub(super) async fn find_and_remove(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let n = worker.rng.random_range(0..100);
     let command = doc! {
         "findAndModify": &namespace.collection,
         "query": {"n": {"$gte": n}},
         "sort": {"n": 1},
         "remove": true,
+        "fields": {"_id": 1},
     };
     worker.write(&namespace, command).await
 }

@@ -153,8 +153,9 @@ pub(super) async fn delete_measurements(worker: &mut Worker) -> Result<Effect> {
 pub(super) async fn log(worker: &mut Worker) -> Result<Effect> {
     let namespace = Namespace::random(&mut worker.rng, Kind::Capped);
     ensure(worker, &namespace, Kind::Capped).await?;
+    let old_ids = Kind::Capped.movable(worker.shared.version);
     let rng = &mut worker.rng;
-    let documents = (0..rng.random_range(1..20)).map(|n| match rng.random_bool(0.3) {
+    let documents = (0..rng.random_range(1..20)).map(|n| match old_ids && rng.random_bool(0.3) {
         true => values::document(rng),
         false => doc! {"_id": rng.random::<i64>(), "n": n, "hits": 0, "line": text(rng, n)},
     });

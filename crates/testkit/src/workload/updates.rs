@@ -54,7 +54,7 @@ impl Update {
 
 /// Updates one document.
 pub(super) async fn one(worker: &mut Worker, make: Make) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let update = make(&mut worker.rng);
     let command = command(&namespace, vec![update.statement(false)], true);
     worker.write(&namespace, command).await
@@ -62,7 +62,7 @@ pub(super) async fn one(worker: &mut Worker, make: Make) -> Result<Effect> {
 
 /// Updates all documents that match, by any kind of change but replacements, which servers refuse here.
 pub(super) async fn multi(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let rng = &mut worker.rng;
     let mut update = one_of(rng, OPERATORS)(rng);
     if rng.random_bool(0.3) {
@@ -75,7 +75,7 @@ pub(super) async fn multi(worker: &mut Worker) -> Result<Effect> {
 
 /// Several updates, of which some fail.
 pub(super) async fn bulk(worker: &mut Worker, ordered: bool) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let rng = &mut worker.rng;
     let statements = (0..rng.random_range(2..12)).map(|_| any(rng).statement(false)).collect();
     worker.write(&namespace, command(&namespace, statements, ordered)).await
@@ -83,7 +83,7 @@ pub(super) async fn bulk(worker: &mut Worker, ordered: bool) -> Result<Effect> {
 
 /// `findAndModify`, which leaves the image of the document in the oplog or in `config` if it is retryable.
 pub(super) async fn find_and_modify(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let update = any(&mut worker.rng);
     let mut command = doc! {
         "findAndModify": &namespace.collection,
@@ -91,6 +91,7 @@ pub(super) async fn find_and_modify(worker: &mut Worker) -> Result<Effect> {
         "update": update.change,
         "upsert": update.upsert,
         "new": worker.rng.random_bool(0.5),
+        "fields": {"_id": 1},
     };
     if !update.array_filters.is_empty() {
         command.insert("arrayFilters", update.array_filters);
@@ -100,7 +101,7 @@ pub(super) async fn find_and_modify(worker: &mut Worker) -> Result<Effect> {
 
 /// Replaces a document by one whose `_id` is the same number in another type.
 pub(super) async fn replace_by_twin(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(&mut worker.rng);
+    let namespace = target(worker);
     let rng = &mut worker.rng;
     let n = rng.random_range(0..24);
     let mut document = values::document(rng);

@@ -23,7 +23,7 @@ use super::{Shared, errors, names, table, trim};
 /// again by the server until then.
 pub(super) const WRITE_MS: i64 = 300;
 /// The same for commands that change the catalog, and for huge documents.
-pub(super) const SLOW_MS: i64 = 10_000;
+pub(super) const SLOW_MS: i64 = 5_000;
 /// A command of more bytes than this is slow.
 const SLOW_BYTES: usize = 500_000;
 /// A worker looks whether there is too much data at least once in so many turns.
@@ -175,6 +175,7 @@ impl Worker {
     ) -> Result<Effect> {
         let answer = match answer {
             Ok(answer) => answer,
+            Err(error) if let Some(answer) = errors::not_utf8(&error) => answer,
             Err(error) => {
                 let code = match error.kind.as_ref() {
                     ErrorKind::Command(error) => error.code,
@@ -182,36 +183,31 @@ impl Worker {
                     _ => 0,
                 };
                 let failover = self.shared.options.failovers && errors::is_failover(&error);
-                if !failover && !errors::is_tolerated(code) {
+                if !failover && !self.tolerates(code) {
                     return Err(error).with_context(&command);
                 }
                 self.errors.push(code);
                 return Ok(Effect::Refused);
             }
         };
-        let mut refused = false;
-        for error in answer.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document) {
+        let write_errors = answer.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
+        let concern_error = answer.get_document("writeConcernError").ok();
+        for error in write_errors.chain(concern_error) {
             let code = error.get_i32("code").unwrap_or_default();
-            let failover = self.shared.options.failovers && errors::is_failover_code(code);
-            if !failover && !errors::is_tolerated(code) {
-                bail!("{}: {error}", command());
-            }
-            self.errors.push(code);
-            refused = true;
-        }
-        if let Ok(error) = answer.get_document("writeConcernError") {
-            let code = error.get_i32("code").unwrap_or_default();
-            let failover = self.shared.options.failovers && errors::is_failover_code(code);
-            if !failover && !errors::is_tolerated(code) {
-                bail!("{}: {error}", command());
+            if !self.tolerates(code) {
+                bail!("{error} at {}", command());
             }
             self.errors.push(code);
         }
-        Ok(match (changed(&answer), refused) {
-            (true, _) => Effect::Done,
-            (false, true) => Effect::Refused,
-            (false, false) => Effect::Nothing,
+        Ok(match changed(&answer) {
+            true => Effect::Done,
+            false if answer.contains_key("writeErrors") => Effect::Refused,
+            false => Effect::Nothing,
         })
+    }
+
+    fn tolerates(&self, code: i32) -> bool {
+        errors::is_tolerated(code) || self.shared.options.failovers && errors::is_failover_code(code)
     }
 
     /// Whether the servers are of this version or a later one.
