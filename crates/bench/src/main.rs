@@ -15,13 +15,14 @@ mod table;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
 use data::Dataset;
 use hindsight::Hindsight;
 use measure::{Bench, backup, log, mib, restore, say, small};
 use server::Server;
 use table::Table;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures Hindsight against the limits of the server that it works with.
 #[derive(Debug, Parser)]
@@ -51,7 +52,16 @@ struct Options {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let options = Options::parse();
+    let mut terminated = signal(SignalKind::terminate())?;
+    // Whoever stops it finds no servers and no folders left behind.
+    tokio::select! {
+        done = run(Options::parse()) => done,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminated.recv() => bail!("told to stop"),
+    }
+}
+
+async fn run(options: Options) -> Result<()> {
     let began = Instant::now();
     let mut about = machine::describe();
     let program = match &options.hindsight {

@@ -1,6 +1,7 @@
 //! The log: how soon it is durable, what capturing costs the writer, and how much longer a restore
 //! takes with it than without it.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,33 +11,36 @@ use hindsight_jobs::CAPTURE_LEASE;
 use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
 use mongodb::Client;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use super::{Bench, Rounds, mib, say};
 use crate::data::{DATABASE, ORDERS, order_id};
 use crate::machine::cores;
+use crate::meter::Meter;
 
 /// Documents that the updates go to, or all there are.
 const UPDATED: u64 = 100_000;
 /// Updates in one command; each makes an entry of its own in the log.
 const COMMAND: u64 = 250;
+/// Updates are timed in this many parts, so that a moment in which the machine is busy with other
+/// things does not count.
+const PARTS: u64 = 20;
 /// The repository is looked at this often.
 const PROBE: Duration = Duration::from_millis(25);
 /// How long to wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How fast updates go without a capture. To be called before the snapshot is taken that the log
-/// follows, so that they are no part of the log.
-pub async fn write_freely(bench: &Bench) -> Result<f64> {
+/// Updates in parts without a capture. To be called before the snapshot is taken that the log
+/// follows, so that they are no part of the log, and once more after it.
+pub async fn write_freely(bench: &Bench) -> Result<Rounds> {
     say("updates without an agent");
-    let began = Instant::now();
-    let updates = bench.updates / 4;
-    write(bench, updates, &Commits::default()).await?;
-    Ok(updates as f64 / began.elapsed().as_secs_f64())
+    write(bench, PARTS / 2, &Commits::default()).await
 }
 
-/// Captures a long log under full load, then restores with and without it in turns. `before` is how
-/// fast updates went before.
-pub async fn measure(bench: &mut Bench, before: f64) -> Result<()> {
+/// Captures a long log under full load, then restores with and without it in turns. `free` are the
+/// updates without a capture before.
+pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     let cluster = bench.hindsight.cluster().await?;
     let snapshot = bench.hindsight.newest_snapshot().await?;
     cluster.update_config(|config| config.with("pitr.enabled", "true")).await?;
@@ -51,16 +55,14 @@ pub async fn measure(bench: &mut Bench, before: f64) -> Result<()> {
     say(&format!("{} updates with an agent", bench.updates));
     let commits = Arc::new(Commits::default());
     let probing = tokio::spawn(probe(cluster.clone(), commits.clone()));
-    let began = Instant::now();
-    write(bench, bench.updates, &commits).await?;
-    let captured = bench.updates as f64 / began.elapsed().as_secs_f64();
+    let captured = write(bench, PARTS, &commits).await?;
     let time = end_of_second(bench, &commits).await?;
     wait("the end of the log", || async { Ok(commits.waiting() == 0) }).await?;
     probing.abort();
     let expected = bench.source.fingerprint(&bench.data).await?;
     let agent = agent.stop().await?;
     let log_bytes = bench.hindsight.stored_bytes("/log/")?;
-    let after = write_freely(bench).await?;
+    free.extend(write_freely(bench).await?);
 
     let [mut without, mut with] = [(); 2].map(|()| Rounds::default());
     let mut peak = 0;
@@ -77,23 +79,29 @@ pub async fn measure(bench: &mut Bench, before: f64) -> Result<()> {
     }
 
     let lag = commits.lags();
-    let free = (before + after) / 2.0;
     let updated = updated(bench);
+    let part = (bench.updates / PARTS) as f64;
+    let (slow, fast) = (part / captured.median_wall(), part / free.median_wall());
+    let million = bench.updates as f64 / 1e6;
     let table = &mut bench.table;
-    let note = format!("{} connections; before {before:.0}, afterwards {after:.0}", cores());
-    table.add("updates without an agent", free, "1/s", note);
-    table.add("updates with an agent", captured, "1/s", "the agent takes its share of the same cores");
-    table.add("RATIO updates with / without an agent", captured / free, "x", "");
+    let note = format!("{} connections, median of {PARTS} parts; {}", cores(), free.others());
+    table.add("updates without an agent", fast, "1/s", note);
+    table.add("updates without an agent: server", free.server() / part * 1e6, "core-s/million", "best part");
+    let note = format!("median of {PARTS} parts, on the cores that the agent uses too; {}", captured.others());
+    table.add("updates with an agent", slow, "1/s", note);
+    table.add("updates with an agent: server", captured.server() / part * 1e6, "core-s/million", "best part");
+    table.add("RATIO updates with / without an agent", slow / fast, "x", "1 is no slowdown");
     let note = format!("from commit to durable in the repository, stored every {interval} s or 16 MiB");
     for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
         table.add(format!("capture lag under full load, {name}"), quantile(&lag, share), "s", note.as_str());
     }
-    table.add("agent: processor", agent.spent.client, "core-s", format!("for {} updates", bench.updates));
+    table.add("agent: processor", agent.spent.client / million, "core-s/million", "of updates");
     table.add("agent: peak memory", mib(agent.peak), "MiB", "resident");
     table.add("log: stored", mib(log_bytes), "MiB", format!("{} updates of {updated} documents", bench.updates));
     table.add("restore without the log", without.wall(), "s", without.note());
     table.add("restore with the log", with.wall(), "s", with.note());
-    table.add("restore with the log: client", with.client(), "core-s", format!("without {:.2}", without.client()));
+    let note = format!("without the log {:.2}", without.client());
+    table.add("restore with the log: client", with.client(), "core-s", note);
     table.add("restore with the log: peak memory", mib(peak), "MiB", "resident, highest of all rounds");
     table.add("RATIO restore with / without the log", with.wall() / without.wall(), "x", "");
     Ok(())
@@ -153,36 +161,40 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// Updates documents one after the other, over as many connections as there are cores.
-async fn write(bench: &Bench, updates: u64, commits: &Commits) -> Result<()> {
-    let next = std::sync::atomic::AtomicU64::new(0);
-    let documents = updated(bench);
-    let writer = || async {
-        loop {
-            let from = next.fetch_add(COMMAND, std::sync::atomic::Ordering::Relaxed);
-            if from >= updates {
-                return Ok::<_, anyhow::Error>(());
+/// Carries out some of the parts of the updates, over as many connections as there are cores.
+async fn write(bench: &Bench, parts: u64, commits: &Commits) -> Result<Rounds> {
+    let (documents, updates) = (updated(bench), bench.updates / PARTS);
+    let mut rounds = Rounds::default();
+    for part in 0..parts {
+        let left = AtomicU64::new(updates);
+        let meter = Meter::start(&[bench.source.pid()])?;
+        let writer = async |number: u64| {
+            let mut random = StdRng::seed_from_u64(part << 32 | number);
+            while let Ok(before) = left.fetch_update(Relaxed, Relaxed, |n| (n > 0).then(|| n.saturating_sub(COMMAND))) {
+                let reply = update(&bench.source.client, before.min(COMMAND), documents, &mut random).await?;
+                commits.note(&reply)?;
             }
-            let numbers = from..(from + COMMAND).min(updates);
-            commits.note(&update(&bench.source.client, numbers.map(|number| number % documents)).await?)?;
-        }
-    };
-    futures::future::try_join_all((0..cores()).map(|_| writer())).await?;
-    Ok(())
+            Ok::<_, anyhow::Error>(())
+        };
+        futures::future::try_join_all((0..cores() as u64).map(writer)).await?;
+        rounds.push(meter.stop()?);
+    }
+    Ok(rounds)
 }
 
-async fn update(client: &Client, orders: impl Iterator<Item = u64>) -> Result<Document> {
+/// Updates some documents picked at random, with values that nobody could foresee.
+async fn update(client: &Client, count: u64, documents: u64, random: &mut StdRng) -> Result<Document> {
     let now = DateTime::now();
-    let updates: Vec<Document> = orders
-        .map(|number| {
-            let set = doc! {"updatedAt": now, "items.0.quantity": (number % 9) as i32};
-            doc! {"q": {"_id": order_id(number)}, "u": {"$inc": {"version": 1_i64}, "$set": set}}
-        })
-        .collect();
-    let expected = updates.len() as i32;
+    let one = |_| {
+        let (order, signature): (u64, [u64; 4]) = (random.random_range(0..documents), random.random());
+        let signature: String = signature.iter().map(|part| format!("{part:016x}")).collect();
+        let set = doc! {"updatedAt": now, "signature": signature, "items.0.quantity": random.random_range(1..9_i32)};
+        doc! {"q": {"_id": order_id(order)}, "u": {"$inc": {"version": 1_i64}, "$set": set}}
+    };
+    let updates: Vec<Document> = (0..count).map(one).collect();
     let command = doc! {"update": ORDERS, "updates": updates, "ordered": false, "writeConcern": {"w": 1}};
     let reply = client.database(DATABASE).run_command(command).await?;
-    ensure!(reply.get_i32("nModified")? == expected, "an update failed: {reply}");
+    ensure!(reply.get_i32("nModified")? == count as i32, "an update failed: {reply}");
     Ok(reply)
 }
 

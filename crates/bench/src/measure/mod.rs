@@ -43,6 +43,11 @@ impl Rounds {
         self.0.push(spent);
     }
 
+    /// Adds the rounds of another.
+    pub fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     /// Seconds of the best round.
     pub fn wall(&self) -> f64 {
         least(self.0.iter().map(|spent| spent.wall))
@@ -58,11 +63,28 @@ impl Rounds {
         least(self.0.iter().map(|spent| spent.server))
     }
 
+    /// Least processor seconds of client and servers in any round.
+    pub fn work(&self) -> f64 {
+        least(self.0.iter().map(|spent| spent.client + spent.server))
+    }
+
+    /// Seconds of the round in the middle.
+    pub fn median_wall(&self) -> f64 {
+        let mut walls: Vec<f64> = self.0.iter().map(|spent| spent.wall).collect();
+        walls.sort_by(f64::total_cmp);
+        walls.get(walls.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
     /// All rounds, and what else the machine did.
     pub fn note(&self) -> String {
-        let walls: Vec<String> = self.0.iter().map(|spent| format!("{:.2}", spent.wall)).collect();
+        let walls: Vec<String> = self.0.iter().map(|spent| format!("{:.3}", spent.wall)).collect();
+        format!("rounds {} s; {}", walls.join(" "), self.others())
+    }
+
+    /// What else the machine did.
+    pub fn others(&self) -> String {
         let others = self.0.iter().map(|spent| spent.others).sum::<f64>() / self.0.len() as f64;
-        format!("rounds {} s; others kept {others:.1} cores busy", walls.join(" "))
+        format!("others kept {others:.1} cores busy")
     }
 }
 
