@@ -17,7 +17,8 @@ mod snapshot;
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Target};
 use hindsight_engine::{
-    CollectionInfo, Engine, EngineError, Job, LogStart, Preview, Probe, RestoreOptions, Result, Selection, SnapshotRequest,
+    CollectionInfo, Engine, EngineError, Job, LogStart, Preview, Probe, RestoreOptions, Result, Selection,
+    SnapshotRequest,
 };
 use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -81,7 +82,8 @@ impl Engine for MongoEngine {
 
     async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<CollectionInfo>> {
         let catalog = snapshot::stored::load(cluster, manifest).await?;
-        let mut collections: Vec<_> = catalog.collections.iter().map(snapshot::stored::StoredCollection::info).collect();
+        let mut collections: Vec<_> =
+            catalog.collections.iter().map(snapshot::stored::StoredCollection::info).collect();
         collections.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(collections)
     }

@@ -34,6 +34,11 @@ pub(crate) fn time_series_of(coll: &str) -> Option<&str> {
     coll.strip_prefix("system.buckets.")
 }
 
+/// The collection that keeps the buckets of a time-series.
+pub(crate) fn buckets_of(name: &str) -> String {
+    format!("system.buckets.{name}")
+}
+
 /// The name that a user knows the collection by.
 pub(crate) fn visible(coll: &str) -> &str {
     time_series_of(coll).unwrap_or(coll)

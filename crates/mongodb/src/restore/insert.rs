@@ -49,7 +49,11 @@ async fn apply(client: &Client, db: &str, coll: &str, document: &[u8]) -> Result
     let document = bson::RawDocument::from_bytes(document).map_err(|e| EngineError::damaged(e.to_string()))?;
     let document = bson::Document::try_from(document).map_err(|e| EngineError::damaged(e.to_string()))?;
     let operation = doc! {"op": "i", "ns": format!("{db}.{coll}"), "o": document};
-    client.database("admin").run_command(doc! {"applyOps": [operation], "allowAtomic": false}).await.map_err(|e| driver(&doing, e))?;
+    client
+        .database("admin")
+        .run_command(doc! {"applyOps": [operation], "allowAtomic": false})
+        .await
+        .map_err(|e| driver(&doing, e))?;
     Ok(())
 }
 

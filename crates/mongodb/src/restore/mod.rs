@@ -40,9 +40,10 @@ pub(crate) async fn run(
     let catalog = stored::load(&job.cluster, &plan.base).await?;
     job.progress.step("folding the log", Some(plan.log_bytes));
     let mut folded = fold(job, plan, &catalog, options).await?;
-    let wanted = schema::wanted(&folded.catalog, selection);
+    let mut wanted = schema::wanted(&folded.catalog, selection);
     let readers = data::open(job, plan).await?;
     let definitions = data::definitions(&catalog, &wanted, &readers, &mut folded).await?;
+    wanted.find_orphans(&definitions);
     job.check()?;
     options.gate.cross().await?;
 
@@ -138,13 +139,16 @@ async fn forward(job: &Job, reader: &ObjectReader, frames: &mpsc::Sender<bytes::
     Ok(true)
 }
 
-/// What was inserted must be there. The roles of a restore allow no look at stored functions; capped collections may have let go of their oldest.
+/// What was inserted must be there. The roles of a restore allow no look at stored functions and orphaned
+/// buckets; capped collections may have let go of their oldest.
 async fn check_counts(
     cluster: &Cluster,
     wanted: &schema::Wanted,
     inserted: &HashMap<crate::oplog::entry::Uuid, u64>,
 ) -> Result<()> {
-    for collection in wanted.iter().filter(|c| !c.is_capped() && c.name != crate::namespace::FUNCTIONS) {
+    for collection in
+        wanted.iter().filter(|c| !c.is_capped() && !c.is_orphaned() && c.name != crate::namespace::FUNCTIONS)
+    {
         let expected = inserted.get(&collection.uuid).copied().unwrap_or(0);
         let database = cluster.client.database(&collection.db);
         let doing = format!("counting {}.{}", collection.db, collection.name);

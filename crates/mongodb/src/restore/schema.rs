@@ -7,11 +7,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 use hindsight_engine::{EngineError, FailureKind, Job, Result, Selection};
 use mongodb::Client;
 
+use super::data::Definitions;
 use crate::failure::{code, code_of, driver};
 use crate::fold::{Catalog, Collection, rebuildable};
 use crate::namespace::{self, FUNCTIONS, VIEWS};
 use crate::oplog::entry::Uuid;
-use super::data::Definitions;
 use crate::snapshot::catalog::{is_selected, list_collections};
 
 /// Commands that run at the same time.
@@ -24,6 +24,8 @@ pub(super) struct Target {
     /// Where to.
     pub(super) db: String,
     pub(super) name: String,
+    /// Buckets of a time-series that is no more: something else may have its name.
+    orphaned: bool,
     /// What it was at the restore point.
     source: Collection,
 }
@@ -31,6 +33,20 @@ pub(super) struct Target {
 impl Target {
     pub(super) fn is_capped(&self) -> bool {
         self.source.is_capped()
+    }
+
+    /// The name to create and change it by.
+    pub(super) fn handle(&self) -> &str {
+        if self.orphaned { &self.name } else { namespace::visible(&self.name) }
+    }
+
+    /// Whether the server makes the collection from the definition of a time-series.
+    fn is_time_series(&self) -> bool {
+        !self.orphaned && namespace::time_series_of(&self.name).is_some()
+    }
+
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.orphaned
     }
 
     fn is_clustered_and_capped(&self) -> bool {
@@ -53,6 +69,20 @@ pub(super) struct Wanted {
 impl Wanted {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Target> {
         self.targets.values()
+    }
+
+    /// Finds out which buckets have no time-series any more. A drop and another creation at the same
+    /// time can leave such.
+    pub(super) fn find_orphans(&mut self, definitions: &Definitions) {
+        let views = definitions.values().flatten();
+        let series: HashSet<(&str, &str)> = views
+            .filter_map(|view| Some((namespace::split(view.get_str("_id").ok()?).0, view.get_str("viewOn").ok()?)))
+            .collect();
+        for target in
+            self.targets.values_mut().filter(|target| namespace::time_series_of(&target.source.name).is_some())
+        {
+            target.orphaned = !series.contains(&(target.source.db.as_str(), target.source.name.as_str()));
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -83,10 +113,10 @@ pub(super) fn wanted(catalog: &Catalog, selection: &Selection) -> Wanted {
         }
         let (db, visible) = selection.target(db, namespace::visible(name));
         let name = match namespace::time_series_of(name) {
-            Some(_) => format!("system.buckets.{visible}"),
+            Some(_) => namespace::buckets_of(&visible),
             None => visible,
         };
-        wanted.targets.insert(*uuid, Target { uuid: *uuid, db, name, source: collection.clone() });
+        wanted.targets.insert(*uuid, Target { uuid: *uuid, db, name, orphaned: false, source: collection.clone() });
     }
     wanted
 }
@@ -104,14 +134,19 @@ pub(super) async fn existing(client: &Client, selection: &Selection) -> Result<V
     let mut found = Vec::new();
     let databases = client.list_database_names().await.map_err(|e| driver("listing databases", e))?;
     for db in databases.into_iter().filter(|db| db != "local" && db != "config") {
-        for info in list_collections(&client.database(&db)).await? {
+        let listing = list_collections(&client.database(&db)).await?;
+        let series = |name: &str| {
+            let is = |info: &&Document, field, value: &str| info.get_str(field).is_ok_and(|found| found == value);
+            listing.iter().any(|info| is(&info, "type", "timeseries") && is(&info, "name", name))
+        };
+        for info in &listing {
             let name = info.get_str("name").unwrap_or_default().to_owned();
             let kind = info.get_str("type").unwrap_or("collection").to_owned();
-            let own = name == VIEWS || namespace::time_series_of(&name).is_some();
+            let own = name == VIEWS || namespace::time_series_of(&name).is_some_and(series);
             if !own
                 && namespace::is_protected(&db, &name)
                 && !namespace::is_users_or_roles(&db, &name)
-                && selection.contains(&db, &name)
+                && selection.contains(&db, namespace::visible(&name))
             {
                 found.push(Existing { db: db.clone(), name, kind });
             }
@@ -156,8 +191,8 @@ pub(super) async fn clear(client: &Client, selection: &Selection) -> Result<()> 
 /// The command that creates a collection, without what must not act before all documents are
 /// there.
 fn create_command(target: &Target) -> Document {
-    let mut command = doc! {"create": namespace::visible(&target.name)};
-    let time_series = namespace::time_series_of(&target.name).is_some();
+    let mut command = doc! {"create": target.handle()};
+    let time_series = target.is_time_series();
     for (option, value) in &target.source.options {
         match option.as_str() {
             // Expiry comes last; see `finish`.
@@ -238,7 +273,7 @@ pub(super) async fn build_indexes(client: &Client, job: &Job, wanted: &Wanted) -
 pub(super) async fn finish(client: &Client, wanted: &Wanted) -> Result<()> {
     for target in wanted.iter() {
         let Some(seconds) = target.source.options.get("expireAfterSeconds") else { continue };
-        let command = doc! {"collMod": namespace::visible(&target.name), "expireAfterSeconds": seconds.clone()};
+        let command = doc! {"collMod": target.handle(), "expireAfterSeconds": seconds.clone()};
         let done = client.database(&target.db).run_command(command).await;
         done.map_err(|e| driver(&format!("setting the expiry of {}", target.namespace()), e))?;
     }

@@ -122,17 +122,31 @@ fn parse(db: &str, info: &Document) -> Result<Option<Found>> {
     let uuid = info.get_document("info").ok().and_then(|i| uuid_of(i.get("uuid"))).ok_or_else(|| bad(&"no UUID"))?;
     let options = info.get_document("options").cloned().unwrap_or_default();
     let db = db.to_owned();
-    Ok(Some(Found { uuid, db, name, options, indexes: Vec::new(), bytes: 0, segments: Vec::new(), gone: false, known: None }))
+    Ok(Some(Found {
+        uuid,
+        db,
+        name,
+        options,
+        indexes: Vec::new(),
+        bytes: 0,
+        segments: Vec::new(),
+        gone: false,
+        known: None,
+    }))
 }
 
-/// The documents of `system.views`, as BSON. Those of time-series are left out: they come with their
-/// buckets.
+/// The documents of `system.views`, as BSON. Of a time-series it only matters that it is one: the rest
+/// follows from its buckets.
 fn views(db: &str, listing: &[Document]) -> Result<Vec<u8>> {
     let mut run = Vec::new();
-    for info in listing.iter().filter(|info| info.get_str("type").is_ok_and(|kind| kind == "view")) {
+    for info in listing {
         let name = info.get_str("name").map_err(|e| odd("listCollections", &e))?;
         let mut view = doc! {"_id": format!("{db}.{name}")};
-        view.extend(info.get_document("options").cloned().unwrap_or_default());
+        match info.get_str("type") {
+            Ok("view") => view.extend(info.get_document("options").cloned().unwrap_or_default()),
+            Ok("timeseries") => drop(view.insert("viewOn", namespace::buckets_of(name))),
+            _ => continue,
+        }
         view.to_writer(&mut run).map_err(|e| odd("listCollections", &e))?;
     }
     Ok(run)
