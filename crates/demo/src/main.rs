@@ -71,8 +71,8 @@ async fn play() -> Result<()> {
     let disaster = shop.disaster().await?;
     ensure!(before.last_write < moment && moment < disaster, "the clock was set back meanwhile: start the demo again");
     narrate(&format!(
-        "{}: a script that was meant for the test environment\n\
-         deletes all customers and drops the orders. The shop goes on, and writes into the ruins.",
+        "{}: a script meant for the test environment deletes all customers and drops the orders.\n\
+         The shop does not notice at once, and writes into the ruins.",
         time(disaster)?
     ))?;
     shop.go_on_in_the_ruins().await?;
