@@ -226,8 +226,15 @@ impl Collection {
                 ("expireAfterSeconds", Bson::String(off)) if off == "off" => drop(self.options.remove(field)),
                 ("timeseries", Bson::Document(changes)) => {
                     let mut present = self.options.get_document("timeseries").cloned().unwrap_or_default();
-                    // A new granularity brings its own span.
-                    present.remove("bucketMaxSpanSeconds");
+                    // A new granularity brings its own span
+                    // (mongo/src/mongo/db/timeseries/timeseries_options.cpp).
+                    let span = changes.get_str("granularity").ok().and_then(|granularity| match granularity {
+                        "seconds" => Some(3_600),
+                        "minutes" => Some(86_400),
+                        "hours" => Some(2_592_000),
+                        _ => None,
+                    });
+                    present.extend(span.map(|span: i32| ("bucketMaxSpanSeconds".to_owned(), Bson::Int32(span))));
                     present.extend(changes.clone());
                     self.options.insert("timeseries", present);
                 }
