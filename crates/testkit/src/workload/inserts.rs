@@ -5,7 +5,7 @@ use bson::raw::cstr;
 use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc};
 use rand::RngExt as _;
 
-use super::names::{Kind, Namespace};
+use super::names::{self, Kind, Namespace};
 use super::values;
 use super::worker::{Effect, Worker};
 
@@ -44,10 +44,19 @@ pub(super) async fn huge(worker: &mut Worker) -> Result<Effect> {
     worker.write(&namespace, insert(&namespace, vec![document], true)).await
 }
 
-/// Inserts a document whose field `twice` has a field twice, and a copy of it at the top level: servers store that.
+/// Inserts a document whose field `twice` has fields twice, and the same field again at the top level: servers store that.
+/// Now and then deletes such documents.
+///
+/// They have collections of their own, which are never updated. An update of such a document changes the first of the
+/// fields on the primary and all of them on secondaries, so that these differ, and one by a pipeline ends the primary
+/// (tried with 6.0.5).
 pub(super) async fn duplicate_fields(worker: &mut Worker) -> Result<Effect> {
-    let namespace = target(worker);
     let rng = &mut worker.rng;
+    let namespace = Namespace { database: names::database(rng), collection: "twice".to_owned() };
+    if rng.random_bool(0.2) {
+        let n = rng.random_range(0..100);
+        return worker.write(&namespace, delete(&namespace, doc! {"n": {"$gte": n}}, 1)).await;
+    }
     let mut twice = RawDocumentBuf::new();
     for _ in 0..2 {
         twice.append(cstr!("x"), rng.random_range(0..10));

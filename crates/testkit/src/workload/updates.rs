@@ -187,7 +187,6 @@ fn path(rng: &mut StdRng) -> &'static str {
             "nested.new.deep.er",
             "0",
             "Ü b",
-            "twice.x",
         ],
     )
 }
