@@ -103,10 +103,11 @@ impl Agent {
         while !cancel.is_cancelled() {
             match self.turn(&cancel).await {
                 Ok(rest) => {
-                    if rest.is_some() && rest != told {
-                        if let Some(rest) = &rest {
-                            tracing::info!("{rest}");
-                        }
+                    if rest.is_some()
+                        && rest != told
+                        && let Some(rest) = &rest
+                    {
+                        tracing::info!("{rest}");
                     }
                     told = rest;
                 }
@@ -153,10 +154,10 @@ impl Agent {
         }
         let running = self.cluster.lease_state(OPERATION_LEASE).await?;
         let running = running.filter(|lease| self.cluster.lease_is_live(OPERATION_LEASE, lease));
-        if let Some(LeaseRecord { operation: Operation { kind: OperationKind::Restore, id, .. }, .. }) = running {
-            if self.is_replaced_by(&id).await? {
-                return Ok(Some(Rest::Restore(id)));
-            }
+        if let Some(LeaseRecord { operation: Operation { kind: OperationKind::Restore, id, .. }, .. }) = running
+            && self.is_replaced_by(&id).await?
+        {
+            return Ok(Some(Rest::Restore(id)));
         }
         let epoch = self.cluster.current_epoch().await?;
         if epoch > 1 {
@@ -279,11 +280,11 @@ impl Agent {
             .filter_map(|s| s.consistent_at(&place.stream))
             .max_by(|a, b| a.position.order().cmp(b.position.order()));
         let later = newest.filter(|at| end.as_ref().is_none_or(|end| at.position.order() > end.position.order()));
-        if let Some(at) = later {
-            if let LogStart::Continues(reader) = self.engine.open_log(Some(at)).await? {
-                self.record_gap(place, end, at, lost).await?;
-                return Ok((reader, at.clone()));
-            }
+        if let Some(at) = later
+            && let LogStart::Continues(reader) = self.engine.open_log(Some(at)).await?
+        {
+            self.record_gap(place, end, at, lost).await?;
+            return Ok((reader, at.clone()));
         }
         let head = self.engine.probe().await?.head;
         match self.engine.open_log(Some(&head)).await? {

@@ -191,10 +191,10 @@ async fn store(
         match piece.store(&cluster, key, level).await {
             Ok(written) => {
                 let slice = StoredSlice { stream, epoch, name, stored_bytes: written.stored_bytes };
-                if let Some(old) = replaces.filter(|old| *old != slice) {
-                    if let Err(error) = cluster.delete_slice(&old).await {
-                        tracing::info!(%error, "a replaced slice stays behind until the next merge");
-                    }
+                if let Some(old) = replaces.filter(|old| *old != slice)
+                    && let Err(error) = cluster.delete_slice(&old).await
+                {
+                    tracing::info!(%error, "a replaced slice stays behind until the next merge");
                 }
                 return Ok(slice);
             }

@@ -38,10 +38,10 @@ pub async fn find_cluster(
 /// The part of the repository that belongs to the connected cluster, registered at first use under
 /// `name`, or the name that it has by itself.
 pub async fn register(repository: &Repository, name: Option<&str>, probe: &Probe) -> Result<ClusterRepository> {
-    if name.is_none() {
-        if let Some(known) = find_cluster(repository, None, Some(&probe.identity)).await? {
-            return Ok(known);
-        }
+    if name.is_none()
+        && let Some(known) = find_cluster(repository, None, Some(&probe.identity)).await?
+    {
+        return Ok(known);
     }
     let cluster = repository.cluster(name.unwrap_or(&probe.natural_name))?;
     cluster.register(&probe.identity).await?;

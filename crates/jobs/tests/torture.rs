@@ -40,7 +40,10 @@ async fn documents(client: &mongodb::Client) -> Result<Documents> {
     for db in client.list_database_names().await?.into_iter().filter(|db| db != "local" && db != "config") {
         let database = client.database(&db);
         let collections: Vec<_> = database.list_collections().await?.try_collect().await?;
-        for collection in collections.iter().filter(|c| !(db == "admin" && c.name.starts_with("system.")) && c.collection_type == mongodb::results::CollectionType::Collection) {
+        for collection in collections.iter().filter(|c| {
+            !(db == "admin" && c.name.starts_with("system."))
+                && c.collection_type == mongodb::results::CollectionType::Collection
+        }) {
             let mut cursor = database.collection::<bson::RawDocumentBuf>(&collection.name).find(doc! {}).await?;
             let mine = all.entry(format!("{db}.{}", collection.name)).or_default();
             while let Some(document) = cursor.try_next().await? {

@@ -95,7 +95,7 @@ impl Engine for MongoEngine {
             None => source.progress().await?.committed,
         };
         Ok(match OplogReader::open(&source.client, after).await? {
-            Opened::Continues(reader) => LogStart::Continues(Box::new(reader)),
+            Opened::Continues(reader) => LogStart::Continues(reader),
             Opened::Lost(cause) => LogStart::Lost { cause },
         })
     }

@@ -40,7 +40,8 @@ async fn a_damaged_log_or_a_cut_object_is_refused_before_the_target_is_touched()
 
     let root = std::path::PathBuf::from(store.repository.url().trim_start_matches("file://"));
     let all = files(&root.join("clusters"))?;
-    let one = |part: &str| all.iter().find(|path| path.display().to_string().contains(part)).cloned().context("no such file");
+    let one =
+        |part: &str| all.iter().find(|path| path.display().to_string().contains(part)).cloned().context("no such file");
     let flip = |bytes: &[u8]| {
         let mut bytes = bytes.to_vec();
         let middle = bytes.len() / 3;

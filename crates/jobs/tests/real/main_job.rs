@@ -1,12 +1,12 @@
 //! The main job on real servers: backup, capture, restore to a moment.
 use std::time::Duration;
 
+use crate::support::{Store, logging, same};
 use anyhow::Result;
 use bson::doc;
 use hindsight_catalog::Target;
 use hindsight_engine::Selection;
 use hindsight_testkit::{ClusterState, ReplicaSet, last_optime};
-use crate::support::{Store, logging, same};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_restored_into_another_cluster() -> Result<()> {

@@ -32,7 +32,10 @@ async fn backup_capture_and_restore_need_three_roles_between_them() -> Result<()
     let script = doc! {"_id": "f", "value": Bson::JavaScriptCode("function() {}".into())};
     client.database("app").collection("system.js").insert_one(script).await?;
     client.database("app").run_command(doc! {"create": "v", "viewOn": "things", "pipeline": []}).await?;
-    client.database("app").run_command(doc! {"create": "ts", "timeseries": {"timeField": "t"}, "expireAfterSeconds": 1_000_000_000_i64}).await?;
+    client
+        .database("app")
+        .run_command(doc! {"create": "ts", "timeseries": {"timeField": "t"}, "expireAfterSeconds": 1_000_000_000_i64})
+        .await?;
     client.database("app").collection("ts").insert_one(doc! {"t": bson::DateTime::now(), "v": 1}).await?;
 
     let store = Store::new().await?;
@@ -81,7 +84,8 @@ async fn what_is_missing_is_named_before_anything_is_done() -> Result<()> {
     same(&client, &before).await?;
 
     let wrong = set.uri_as("saver", "wrong");
-    let error = store.protect(&wrong, None).await.err().expect("refused").downcast::<hindsight_engine::EngineError>()?;
+    let error =
+        store.protect(&wrong, None).await.err().expect("refused").downcast::<hindsight_engine::EngineError>()?;
     assert_eq!(error.kind, FailureKind::Authentication, "{error}");
     Ok(())
 }

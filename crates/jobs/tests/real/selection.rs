@@ -102,7 +102,8 @@ async fn a_selective_snapshot_holds_what_was_asked_for() -> Result<()> {
     let store = Store::new().await?;
     let here = store.protect(&source.uri(), None).await?;
     let request = BackupRequest { namespaces: vec!["shop.one".into(), "blog.*".into()], ..BackupRequest::default() };
-    let manifest = backup(&*here.engine, &here.cluster, &request, &Progress::default(), &CancellationToken::new()).await?;
+    let manifest =
+        backup(&*here.engine, &here.cluster, &request, &Progress::default(), &CancellationToken::new()).await?;
     assert_eq!(manifest.namespaces, ["shop.one", "blog.*"]);
     let before = ClusterState::read(&client).await?;
 

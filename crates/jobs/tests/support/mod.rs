@@ -95,7 +95,9 @@ impl Protected {
             let history = hindsight_jobs::history(&self.cluster).await?;
             match hindsight_catalog::plan(&history, target, None, jiff::Timestamp::now()) {
                 Ok(_) => return Ok(()),
-                Err(why) => anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "not captured after 60 s: {why}"),
+                Err(why) => {
+                    anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "not captured after 60 s: {why}")
+                }
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -155,7 +155,7 @@ impl Catalog {
                 }
             }
             b"emptycapped" => {
-                self.emptied = operation.uuid.or_else(|| Some(self.find(operation.ns)?));
+                self.emptied = operation.uuid.or_else(|| self.find(operation.ns));
             }
             // The collections of a dropped database are dropped one by one before it.
             b"dropDatabase" | b"startIndexBuild" | b"abortIndexBuild" => {}
@@ -187,13 +187,12 @@ impl Catalog {
         let to = first_text(o, "to")?;
         let (db, name) = namespace::split(to);
         let mut gone = Vec::new();
-        if let Some(Bson::Binary(target)) = o.get("dropTarget") {
-            if let Ok(uuid) = Uuid::try_from(target.bytes.as_slice()) {
-                if operation.uuid != Some(uuid) {
-                    self.collections.remove(&uuid);
-                    gone.push(uuid);
-                }
-            }
+        if let Some(Bson::Binary(target)) = o.get("dropTarget")
+            && let Ok(uuid) = Uuid::try_from(target.bytes.as_slice())
+            && operation.uuid != Some(uuid)
+        {
+            self.collections.remove(&uuid);
+            gone.push(uuid);
         }
         if let Some(collection) = operation.uuid.and_then(|uuid| self.collections.get_mut(&uuid)) {
             collection.db = db.to_owned();

@@ -357,17 +357,17 @@ impl Pass {
         out: &mut Vec<u8>,
     ) -> Result<Fate, EngineError> {
         let documents = self.collections.get(uuid);
-        if let (Some(_), None) | (None, None) = (documents, &self.part) {
-            if documents.is_none_or(|d| d.effects.is_empty() && d.emptied == 0) {
-                out.extend_from_slice(doc);
-                return Ok(Fate::Kept);
-            }
+        if let (Some(_), None) | (None, None) = (documents, &self.part)
+            && documents.is_none_or(|d| d.effects.is_empty() && d.emptied == 0)
+        {
+            out.extend_from_slice(doc);
+            return Ok(Fate::Kept);
         }
         key_of(doc, key)?;
-        if let Some(part) = &self.part {
-            if !part.contains(&spill::partition(uuid, self.capped.contains(uuid), key)) {
-                return Ok(Fate::Elsewhere);
-            }
+        if let Some(part) = &self.part
+            && !part.contains(&spill::partition(uuid, self.capped.contains(uuid), key))
+        {
+            return Ok(Fate::Elsewhere);
         }
         let Some(documents) = documents else {
             out.extend_from_slice(doc);

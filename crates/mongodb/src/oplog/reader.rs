@@ -29,7 +29,7 @@ pub(crate) struct OplogReader {
 
 /// Whether the oplog goes on after a position.
 pub(crate) enum Opened {
-    Continues(OplogReader),
+    Continues(Box<OplogReader>),
     /// Why it does not.
     Lost(String),
 }
@@ -72,7 +72,7 @@ impl OplogReader {
         if found != Some(after) {
             return Ok(Opened::Lost(Self::why(client, after).await?));
         }
-        Ok(Opened::Continues(Self { client: client.clone(), cursor, first: Some(batch), last: after }))
+        Ok(Opened::Continues(Box::new(Self { client: client.clone(), cursor, first: Some(batch), last: after })))
     }
 
     async fn why(client: &Client, after: Optime) -> Result<String> {
@@ -114,7 +114,10 @@ fn count(entry: &Entry<'_>, buffer: &mut LogBuffer) -> Result<()> {
     let secs = i64::from(entry.at.secs);
     let operation = &entry.operation;
     match operation.op {
-        Op::Noop => return Ok(buffer.summary.count("", "n", secs)),
+        Op::Noop => {
+            buffer.summary.count("", "n", secs);
+            return Ok(());
+        }
         Op::Insert => buffer.summary.count(operation.ns, "i", secs),
         Op::Update => buffer.summary.count(operation.ns, "u", secs),
         Op::Delete => buffer.summary.count(operation.ns, "d", secs),
@@ -149,7 +152,7 @@ impl LogReader for OplogReader {
             // The server closed the cursor: go on with another, if the chain still holds.
             None => match Self::open(&self.client, self.last).await? {
                 Opened::Continues(reader) => {
-                    *self = reader;
+                    *self = *reader;
                     Ok(())
                 }
                 Opened::Lost(cause) => Err(EngineError::new(hindsight_engine::FailureKind::Server, cause)),

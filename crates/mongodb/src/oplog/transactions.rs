@@ -152,7 +152,8 @@ impl Transactions {
         pending.parts.rewind()?;
         let mut part = Vec::new();
         loop {
-            part.resize(4, 0);
+            part.clear();
+            part.extend_from_slice(&[0; 4]);
             match pending.parts.read_exact(&mut part) {
                 Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(true),
                 other => other?,
@@ -233,7 +234,7 @@ mod tests {
         let commit = doc! {"commitTransaction": 1};
         let abort = doc! {"abortTransaction": 1};
         let prepared = entry(10, 0, ops("a.1", false, true));
-        assert!(run(&[prepared.clone()], 0).unwrap().is_empty());
+        assert!(run(std::slice::from_ref(&prepared), 0).unwrap().is_empty());
         assert_eq!(run(&[prepared.clone(), entry(20, 10, commit.clone())], 0).unwrap(), [("Insert a.1".into(), 20)]);
         assert!(run(&[prepared, entry(20, 10, abort), entry(21, 20, commit)], 30).unwrap().is_empty());
     }

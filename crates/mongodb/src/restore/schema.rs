@@ -179,10 +179,10 @@ pub(super) async fn clear(client: &Client, selection: &Selection) -> Result<()> 
             FUNCTIONS => database.run_command(doc! {"delete": name, "deletes": [{"q": {}, "limit": 0}]}).await,
             _ => database.run_command(doc! {"drop": name}).await,
         };
-        if let Err(error) = gone {
-            if code_of(&error) != Some(code::NAMESPACE_NOT_FOUND) {
-                return Err(driver(&format!("dropping {db}.{name}"), error));
-            }
+        if let Err(error) = gone
+            && code_of(&error) != Some(code::NAMESPACE_NOT_FOUND)
+        {
+            return Err(driver(&format!("dropping {db}.{name}"), error));
         }
     }
     Ok(())

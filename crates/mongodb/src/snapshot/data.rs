@@ -178,10 +178,10 @@ async fn store(
             }
         };
         writer.write(frame).await?;
-        if writer.stored_bytes() >= OBJECT {
-            if let Some((name, writer)) = open.take() {
-                stored.push(close(name, writer).await?);
-            }
+        if writer.stored_bytes() >= OBJECT
+            && let Some((name, writer)) = open.take()
+        {
+            stored.push(close(name, writer).await?);
         }
     }
     if let Some((name, writer)) = open {

@@ -74,7 +74,7 @@ impl OwnLog {
 }
 
 async fn read(
-    mut reader: OplogReader,
+    mut reader: Box<OplogReader>,
     mut writer: Writer,
     mut until: watch::Receiver<Option<Optime>>,
 ) -> Result<Stored> {
