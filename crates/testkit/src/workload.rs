@@ -64,7 +64,8 @@ pub struct WorkloadOptions {
     /// Transactions that are prepared before their end, and `emptycapped`: both need servers that were started with
     /// `--setParameter enableTestCommands=1`. Off by default.
     pub test_commands: bool,
-    /// Goes on when members step down or end. Off by default.
+    /// Goes on when members step down or end; transactions that were open then count as open until their next step. Off
+    /// by default.
     pub failovers: bool,
 }
 
