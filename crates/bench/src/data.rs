@@ -212,7 +212,7 @@ fn event(source: &mut Source, number: u64) -> Document {
         "user": source.random.random_range(0..500_000_i64),
         "kind": kind,
         "path": format!("/{}/{}", source.word().to_owned(), source.word()),
-        "session": source.token(24),
+        "session": source.token(80),
         "ms": source.random.random_range(1..4000_i32),
         "ok": source.random.random_range(0..20_i32) > 0,
     }
