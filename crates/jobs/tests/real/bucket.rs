@@ -21,7 +21,7 @@ async fn a_bucket_serves_as_well_as_a_folder_also_when_it_fails_now_and_then() -
     here.set("pitr.uploadIntervalSec", "1").await?;
     here.set("pitr.enabled", "true").await?;
     let agent = here.agent();
-    here.captured(&this_moment(&client).await?).await?;
+    here.based().await?;
 
     // Slices that cannot be stored wait, and are stored when they can.
     server.faults().plan(S3Op::Put, "/log/", 12, Fault::Error);

@@ -38,7 +38,7 @@ async fn capture_follows_the_settings_and_ends_with_everything_stored() -> Resul
     assert!(here.cluster.slices().await?.is_empty(), "switched off, nothing is captured");
 
     pitr(&here).await?;
-    here.captured(&this_moment(&client).await?).await?;
+    here.based().await?;
     here.set("pitr.uploadIntervalSec", "3600").await?;
     // Seen by the agent when it has polled; nothing tells when, but twice its interval is enough.
     tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -56,7 +56,7 @@ async fn capture_follows_the_settings_and_ends_with_everything_stored() -> Resul
     notes.insert_one(doc! {"_id": 2}).await?;
     here.set("pitr.uploadIntervalSec", "1").await?;
     let agent = here.agent();
-    here.captured(&this_moment(&client).await?).await?;
+    here.based().await?;
     agent.stop().await?;
     let timeline = overview(&here.cluster).await?.timeline;
     assert_eq!((timeline.ranges.len(), timeline.gaps.len()), (1, 0), "{timeline:?}");
@@ -75,7 +75,7 @@ async fn an_idle_server_costs_no_object_for_every_sign_of_life() -> Result<()> {
     here.set("pitr.oplogSpanMin", "1").await?;
     pitr(&here).await?;
     let agent = here.agent();
-    here.captured(&this_moment(&client).await?).await?;
+    here.based().await?;
     let before = here.cluster.slices().await?.len();
     // On over the border of a minute, at which slices are merged.
     let second = || jiff::Timestamp::now().as_second();
@@ -103,7 +103,7 @@ async fn an_oplog_that_rolled_over_leaves_a_gap_with_its_cause_and_a_new_range()
     let here = store.protect(&set.uri(), None).await?;
     pitr(&here).await?;
     let agent = here.agent();
-    here.captured(&this_moment(&client).await?).await?;
+    here.based().await?;
     bulk.insert_one(doc! {"_id": "first"}).await?;
     let first = this_moment(&client).await?;
     here.captured(&first).await?;

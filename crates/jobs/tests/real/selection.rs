@@ -42,7 +42,7 @@ async fn one_collection_comes_back_and_nothing_else_moves() -> Result<()> {
     here.set("pitr.enabled", "true").await?;
     here.set("pitr.uploadIntervalSec", "1").await?;
     let agent = here.agent();
-    here.captured(&this_moment(&client).await?).await?;
+    here.based().await?;
     client.database("shop").collection::<Document>("one").delete_many(doc! {"_id": {"$lt": 50}}).await?;
     let target = this_moment(&client).await?;
     let expected = ClusterState::read(&client).await?;

@@ -88,6 +88,16 @@ impl Protected {
         Running { task: tokio::spawn(async move { agent.run(token).await.map_err(Into::into) }), cancel }
     }
 
+    /// Waits until what is captured rests on a snapshot: from here on every moment can be restored.
+    pub async fn based(&self) -> Result<()> {
+        let begun = std::time::Instant::now();
+        while hindsight_jobs::overview(&self.cluster).await?.timeline.ranges.is_empty() {
+            anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "no snapshot within 60 s");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
     /// Waits until `target` can be restored.
     pub async fn captured(&self, target: &Target) -> Result<()> {
         let begun = std::time::Instant::now();

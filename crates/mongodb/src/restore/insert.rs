@@ -1,6 +1,6 @@
 //! Inserting raw documents.
 
-use bson::{Bson, RawDocumentBuf, doc};
+use bson::{Bson, RawDocumentBuf, doc, rawdoc};
 use hindsight_engine::{EngineError, FailureKind, Result};
 use mongodb::Client;
 
@@ -46,14 +46,10 @@ fn has_empty_timestamp(document: &[u8]) -> Result<bool> {
 
 async fn apply(client: &Client, db: &str, coll: &str, document: &[u8]) -> Result<()> {
     let doing = format!("inserting into {db}.{coll}");
-    let document = bson::RawDocument::from_bytes(document).map_err(|e| EngineError::damaged(e.to_string()))?;
-    let document = bson::Document::try_from(document).map_err(|e| EngineError::damaged(e.to_string()))?;
-    let operation = doc! {"op": "i", "ns": format!("{db}.{coll}"), "o": document};
-    client
-        .database("admin")
-        .run_command(doc! {"applyOps": [operation], "allowAtomic": false})
-        .await
-        .map_err(|e| driver(&doing, e))?;
+    let document = RawDocumentBuf::from_bytes(document.to_vec()).map_err(|e| EngineError::damaged(e.to_string()))?;
+    let operation = rawdoc! {"op": "i", "ns": format!("{db}.{coll}"), "o": document};
+    let command = rawdoc! {"applyOps": [operation], "allowAtomic": false, "bypassDocumentValidation": true};
+    client.database("admin").run_raw_command(command).await.map_err(|e| driver(&doing, e))?;
     Ok(())
 }
 
