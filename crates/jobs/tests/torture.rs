@@ -77,7 +77,7 @@ fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
 async fn every_moment_is_restored_exactly() -> Result<()> {
     logging();
     let seeds = std::env::var("TORTURE_SEEDS").unwrap_or_else(|_| "1,2".to_owned());
-    let moments = setting("TORTURE_MOMENTS", 6);
+    let moments = setting("TORTURE_MOMENTS", 4);
     let members = setting("TORTURE_MEMBERS", 1);
     let mut proven = 0;
     for seed in seeds.split(',') {
