@@ -21,7 +21,7 @@ use crate::overview::history;
 use crate::{JobError, Result};
 
 /// MiB of folded log in memory where the settings say nothing.
-const FOLD_MEMORY_MIB: usize = 96;
+const FOLD_MEMORY_MIB: usize = 64;
 /// A plan is made anew this often when slices that it names were merged meanwhile.
 const REPLANS: u32 = 5;
 

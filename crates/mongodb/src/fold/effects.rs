@@ -14,7 +14,7 @@ use crate::oplog::docid::{canonical_key, raw_id};
 use crate::oplog::entry::{Op, Operation, Uuid, malformed, next_document};
 
 /// Bytes that an entry of the map costs besides key and value, about.
-const OVERHEAD: usize = 96;
+pub(super) const OVERHEAD: usize = 128;
 
 /// What the log does to one document in all.
 #[derive(Debug)]

@@ -28,9 +28,17 @@ pub(super) fn partition(uuid: &Uuid, capped: bool, key: &[u8]) -> usize {
     hasher.finalize() as usize % PARTITIONS
 }
 
+struct Partition {
+    file: BufWriter<File>,
+    /// What is in the file.
+    bytes: u64,
+    /// What it takes in memory, at most about.
+    memory: u64,
+}
+
 /// The partitions.
 pub(super) struct Spill {
-    files: Vec<(BufWriter<File>, u64)>,
+    files: Vec<Partition>,
 }
 
 /// One record of a partition.
@@ -45,16 +53,18 @@ impl Spill {
     /// Empty partitions in nameless files of the folder `scratch`.
     pub(super) fn create(scratch: &Path) -> Result<Self, EngineError> {
         let file = || {
-            tempfile::tempfile_in(scratch).map(|file| (BufWriter::with_capacity(32 << 10, file), 0)).map_err(|e| {
-                EngineError::new(
-                    hindsight_engine::FailureKind::Local,
-                    format!(
-                        "the folded log does not fit in memory, and {} cannot be written to: {e}",
-                        scratch.display()
-                    ),
-                )
-                .hint("point TMPDIR at a folder with room")
-            })
+            tempfile::tempfile_in(scratch)
+                .map(|file| Partition { file: BufWriter::with_capacity(32 << 10, file), bytes: 0, memory: 0 })
+                .map_err(|e| {
+                    EngineError::new(
+                        hindsight_engine::FailureKind::Local,
+                        format!(
+                            "the folded log does not fit in memory, and {} cannot be written to: {e}",
+                            scratch.display()
+                        ),
+                    )
+                    .hint("point TMPDIR at a folder with room")
+                })
         };
         Ok(Self { files: (0..PARTITIONS).map(|_| file()).collect::<Result<_, _>>()? })
     }
@@ -72,7 +82,9 @@ impl Spill {
             Effect::Gone => (1, 0, &[]),
             Effect::Updates { run, last } => (2, *last as u64, run),
         };
-        let Some((file, bytes)) = self.files.get_mut(partition(uuid, capped, key)) else { return Ok(()) };
+        let Some(Partition { file, bytes, memory }) = self.files.get_mut(partition(uuid, capped, key)) else {
+            return Ok(());
+        };
         file.write_all(uuid)?;
         file.write_all(&emptied.to_le_bytes())?;
         file.write_all(&[kind])?;
@@ -82,6 +94,7 @@ impl Spill {
         file.write_all(key)?;
         file.write_all(value)?;
         *bytes += (HEAD + key.len() + value.len()) as u64;
+        *memory += (super::effects::OVERHEAD + key.len() + value.len()) as u64;
         Ok(())
     }
 
@@ -89,13 +102,13 @@ impl Spill {
     pub(super) fn groups(&mut self, budget: usize) -> Result<Vec<Vec<usize>>, EngineError> {
         let mut groups: Vec<Vec<usize>> = vec![Vec::new()];
         let mut filled = 0;
-        for (number, (file, bytes)) in self.files.iter_mut().enumerate() {
+        for (number, Partition { file, memory, .. }) in self.files.iter_mut().enumerate() {
             file.flush()?;
-            if filled > 0 && filled + *bytes > budget as u64 {
+            if filled > 0 && filled + *memory > budget as u64 {
                 groups.push(Vec::new());
                 filled = 0;
             }
-            filled += *bytes;
+            filled += *memory;
             if let Some(group) = groups.last_mut() {
                 group.push(number);
             }
@@ -109,7 +122,7 @@ impl Spill {
         number: usize,
         mut each: impl FnMut(Record<'_>) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
-        let Some((file, bytes)) = self.files.get_mut(number) else { return Ok(()) };
+        let Some(Partition { file, bytes, .. }) = self.files.get_mut(number) else { return Ok(()) };
         file.flush()?;
         let mut left = *bytes;
         let file = file.get_mut();
