@@ -68,7 +68,7 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     table.add("backup: stored", mib(stored), "MiB", "all objects of the snapshot");
     table.add("zstd -3 of the same bytes", mib(stream), "MiB", "as one stream");
     table.add("RATIO backup / floor", backup.wall() / floor, "x", "");
-    let note = "core-seconds of client and server against those of the floor: hardly depends on what else runs";
+    let note = "core-seconds of client and server against those of the floor: depends less on what else runs";
     table.add("RATIO backup / floor, processor work", backup.work() / work, "x", note);
     table.add("RATIO stored / zstd -3", stored as f64 / stream as f64, "x", "");
     Ok(())

@@ -50,7 +50,7 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     table.add("restore: server", restore.server() / size * 1024.0, "core-s/GiB", "inserts and index builds");
     table.add("restore: peak memory", mib(peak), "MiB", "resident, highest of all rounds");
     table.add("RATIO restore / raw insert + index builds", restore.wall() / raw, "x", "");
-    let note = "core-seconds of client and server: hardly depends on what else runs";
+    let note = "core-seconds of client and server: depends less on what else runs";
     table.add("RATIO restore / raw, processor work", restore.work() / (insert.work() + index.work()), "x", note);
     Ok(())
 }
