@@ -87,7 +87,7 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     let note = format!("{} connections, median of {PARTS} parts; {}", cores(), free.others());
     table.add("updates without an agent", fast, "1/s", note);
     table.add("updates without an agent: server", free.server() / part * 1e6, "core-s/million", "best part");
-    let note = format!("median of {PARTS} parts, on the cores that the agent uses too; {}", captured.others());
+    let note = format!("median of {PARTS} parts; {}", captured.others());
     table.add("updates with an agent", slow, "1/s", note);
     table.add("updates with an agent: server", captured.server() / part * 1e6, "core-s/million", "best part");
     table.add("RATIO updates with / without an agent", slow / fast, "x", "1 is no slowdown");
