@@ -20,6 +20,7 @@ mod merge;
 mod plan;
 mod refusal;
 mod refuse;
+mod stretch;
 mod time;
 mod timeline;
 
@@ -28,5 +29,6 @@ pub use history::History;
 pub use merge::{redundant, slices_to_merge};
 pub use plan::{Cut, RestorePlan, StreamPlan, Target, plan};
 pub use refusal::{Nearest, Refusal};
+pub use stretch::{Stretch, stretch};
 pub use time::{ParsedTime, TimeError, parse_time};
 pub use timeline::{Gap, Range, StreamRange, Timeline, Unbacked, timeline};

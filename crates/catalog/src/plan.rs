@@ -127,7 +127,25 @@ pub(crate) enum Aim<'a> {
     Through { time: Timestamp, order: &'a str },
 }
 
-impl Aim<'_> {
+impl<'a> Aim<'a> {
+    /// The point that a target names by itself, without looking anything up.
+    pub(crate) fn of(target: &'a Target) -> Option<Self> {
+        match target {
+            Target::Before(time) => Some(Self::Before(*time)),
+            Target::Through { time, order } => Some(Self::Through { time: *time, order }),
+            Target::Snapshot(_) | Target::Latest => None,
+        }
+    }
+
+    /// Whether something can lie from here (inclusive) to `end`.
+    pub(crate) fn is_before(self, end: Self) -> bool {
+        match (self, end) {
+            (Self::Through { order: from, .. }, Self::Through { order: to, .. }) => from <= to,
+            (from, Self::Through { time, .. }) => from.time() <= time,
+            (from, Self::Before(time)) => from.time() < time,
+        }
+    }
+
     /// When it is.
     pub(crate) fn time(self) -> Timestamp {
         match self {
@@ -144,7 +162,7 @@ impl Aim<'_> {
     }
 
     /// Whether a log that is captured up to `point` holds all that is wanted.
-    fn is_captured_at(self, point: &Point) -> bool {
+    pub(crate) fn is_captured_at(self, point: &Point) -> bool {
         match self {
             Self::Before(time) => point.time >= time,
             Self::Through { order, .. } => point.position.order() >= order,

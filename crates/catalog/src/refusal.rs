@@ -143,6 +143,27 @@ pub enum Refusal {
         /// The target.
         target: Timestamp,
     },
+    /// A stretch of log was asked for by something else than two points.
+    #[error("a stretch of the log is given by two times or positions")]
+    NoStretch,
+    /// A stretch that ends before it starts.
+    #[error("nothing lies between {} and {}", format_time(*.from), format_time(*.to))]
+    Backwards {
+        /// Its start.
+        from: Timestamp,
+        /// Its end.
+        to: Timestamp,
+    },
+    /// Not all of a stretch of log is stored.
+    #[error("the log from {} to {} is not stored in one piece", format_time(*.from), format_time(*.to))]
+    NotStored {
+        /// Its start.
+        from: Timestamp,
+        /// Its end.
+        to: Timestamp,
+        /// What is stored in one piece, by epoch.
+        stored: Vec<(Timestamp, Timestamp)>,
+    },
 }
 
 impl Refusal {
@@ -159,6 +180,9 @@ impl Refusal {
             Self::BaseTooLate { .. } => "base-too-late",
             Self::BaseNotConnected { .. } => "base-not-connected",
             Self::SelectiveBase { .. } => "selective-base",
+            Self::NoStretch => "no-stretch",
+            Self::Backwards { .. } => "backwards",
+            Self::NotStored { .. } => "not-stored",
         }
     }
 
@@ -193,6 +217,13 @@ impl Refusal {
             Self::BaseNotConnected { end, .. } => format!("restore to {end} at the latest"),
             Self::SelectiveBase { name, .. } => {
                 format!("name it with `--base-snapshot {name}` to restore only what it holds")
+            }
+            Self::NoStretch => "write 2021-02-07T02:59:59Z, or a position".to_owned(),
+            Self::Backwards { .. } => "the end has to be later than the start".to_owned(),
+            Self::NotStored { stored, .. } if stored.is_empty() => "no log is stored: is PITR on?".to_owned(),
+            Self::NotStored { stored, .. } => {
+                let pieces = stored.iter().map(|(from, to)| format!("{} - {}", format_time(*from), format_time(*to)));
+                format!("stored in one piece: {}", pieces.collect::<Vec<_>>().join(", "))
             }
         }
     }

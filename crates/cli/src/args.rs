@@ -101,6 +101,7 @@ pub(crate) enum Verb {
     DescribeBackup(commands::describe_backup::Args),
     Restore(commands::restore::Args),
     DescribeRestore(commands::describe_restore::Args),
+    OplogReplay(commands::oplog_replay::Args),
     Agent(commands::agent::Args),
     Repository(commands::repository::Args),
     Version(commands::version::Args),
@@ -115,7 +116,7 @@ impl Verb {
 
     /// Whether it ends its work by itself when it is told to stop.
     pub(crate) fn stops_by_itself(&self) -> bool {
-        matches!(self, Self::Agent(_) | Self::Backup(_) | Self::Restore(_))
+        matches!(self, Self::Agent(_) | Self::Backup(_) | Self::Restore(_) | Self::OplogReplay(_))
     }
 }
 

@@ -10,7 +10,7 @@ mod progress;
 mod restore;
 
 use async_trait::async_trait;
-use hindsight_catalog::{RestorePlan, Target};
+use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_format::{ClusterIdentity, Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
 use serde::Serialize;
@@ -60,6 +60,19 @@ pub trait Engine: Send + Sync {
         preview: &Preview,
         options: &RestoreOptions,
     ) -> Result<hindsight_format::RestoreTotals>;
+
+    /// Applies a stretch of the log on top of what the database holds. `scratch` takes what does not fit in
+    /// memory.
+    async fn replay(&self, job: &Job, stretch: &Stretch, scratch: std::path::PathBuf) -> Result<ReplayTotals>;
+}
+
+/// What a replay did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReplayTotals {
+    /// Operations carried out.
+    pub operations: u64,
+    /// Updates of documents that were not there: the data had come further than that already.
+    pub passed_over: u64,
 }
 
 /// What every long job has: where it stores or reads, how it tells its progress, how it is stopped.

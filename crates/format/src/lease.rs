@@ -69,6 +69,8 @@ pub enum OperationKind {
     Backup,
     /// Restoring.
     Restore,
+    /// Replaying log on top of what is there.
+    Replay,
     /// Capturing a stream.
     Capture,
 }
@@ -78,6 +80,7 @@ impl std::fmt::Display for OperationKind {
         f.write_str(match self {
             Self::Backup => "backup",
             Self::Restore => "restore",
+            Self::Replay => "oplog replay",
             Self::Capture => "capture",
         })
     }

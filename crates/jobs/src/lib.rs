@@ -11,6 +11,7 @@ mod merge;
 mod operation;
 mod overview;
 mod place;
+mod replay;
 mod restore;
 
 pub use agent::{Agent, CAPTURE_LEASE, Tuning};
@@ -19,6 +20,7 @@ pub use error::JobError;
 pub use operation::OPERATION_LEASE;
 pub use overview::{Captured, Overview, history, overview};
 pub use place::{find_cluster, register};
+pub use replay::{Replay, propose_replay, replay};
 pub use restore::{Proposal, RestoreRequest, propose, restore};
 
 /// Result of a job.

@@ -8,9 +8,12 @@ pub(crate) mod code {
     pub(crate) const UNAUTHORIZED: i32 = 13;
     pub(crate) const AUTHENTICATION_FAILED: i32 = 18;
     pub(crate) const NAMESPACE_NOT_FOUND: i32 = 26;
+    pub(crate) const INDEX_NOT_FOUND: i32 = 27;
     pub(crate) const CURSOR_NOT_FOUND: i32 = 43;
     pub(crate) const NAMESPACE_EXISTS: i32 = 48;
+    pub(crate) const COMMAND_FAILED: i32 = 125;
     pub(crate) const CAPPED_POSITION_LOST: i32 = 136;
+    pub(crate) const UPDATE_FAILED: i32 = 156;
     pub(crate) const QUERY_PLAN_KILLED: i32 = 175;
     pub(crate) const INTERRUPTED: i32 = 11601;
 }

@@ -11,14 +11,17 @@ mod fold;
 mod namespace;
 pub mod oplog;
 mod optime;
+mod replay;
 mod restore;
 mod snapshot;
 
+use std::path::PathBuf;
+
 use async_trait::async_trait;
-use hindsight_catalog::{RestorePlan, Target};
+use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    CollectionInfo, Engine, EngineError, Job, LogStart, Preview, Probe, RestoreOptions, Result, Selection,
-    SnapshotRequest,
+    CollectionInfo, Engine, EngineError, Job, LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Result,
+    Selection, SnapshotRequest,
 };
 use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -119,11 +122,15 @@ impl Engine for MongoEngine {
     ) -> Result<RestoreTotals> {
         restore::run(&self.cluster().await?, job, plan, selection, options).await
     }
+
+    async fn replay(&self, job: &Job, stretch: &Stretch, scratch: PathBuf) -> Result<ReplayTotals> {
+        replay::run(&self.cluster().await?, job, stretch, scratch).await
+    }
 }
 
-/// Where the log of `plan` ends.
-pub(crate) fn cut(plan: &RestorePlan) -> Result<fold::Cut> {
-    Ok(match &plan.cut {
+/// Where a log ends.
+pub(crate) fn cut(cut: &hindsight_catalog::Cut) -> Result<fold::Cut> {
+    Ok(match cut {
         hindsight_catalog::Cut::AtSnapshotEnd => fold::Cut::Nowhere,
         hindsight_catalog::Cut::Before(time) => {
             // Whole seconds: nothing of the second of T itself, and nothing after it.

@@ -7,6 +7,7 @@ pub(crate) mod config;
 pub(crate) mod describe_backup;
 pub(crate) mod describe_restore;
 pub(crate) mod list;
+pub(crate) mod oplog_replay;
 pub(crate) mod repository;
 pub(crate) mod restore;
 pub(crate) mod status;
@@ -34,6 +35,7 @@ pub(crate) async fn run(verb: &Verb, context: &Context) -> Result<(), Failure> {
         Verb::Config(args) => config::run(args, context).await,
         Verb::DescribeBackup(args) => describe_backup::run(args, context).await,
         Verb::Restore(args) => restore::run(args, context).await,
+        Verb::OplogReplay(args) => oplog_replay::run(args, context).await,
         Verb::DescribeRestore(args) => describe_restore::run(args, context).await,
         Verb::Agent(args) => agent::run(args, context).await,
         Verb::Repository(args) => repository::run(args, context).await,

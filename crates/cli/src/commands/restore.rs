@@ -68,8 +68,8 @@ pub(crate) struct Args {
 }
 
 /// The restore point, as it was typed.
-struct Point {
-    target: Target,
+pub(super) struct Point {
+    pub(super) target: Target,
     /// The text, when it has no zone.
     taken_as_utc: Option<String>,
 }
@@ -95,7 +95,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     }
     context.out.say(&format!("{}\n", plan.text()))?;
     if !args.yes {
-        confirm(&plan, context).await?;
+        confirm(&plan.text(), plan.question(), context).await?;
     }
     let (record, warnings) = carry_out(&*engine, &proposal, context).await?;
     let done = told(&record, &proposal, context.program);
@@ -120,7 +120,7 @@ impl Args {
     }
 }
 
-fn parse_point(text: &str, engine: &dyn Engine) -> Result<Point, Failure> {
+pub(super) fn parse_point(text: &str, engine: &dyn Engine) -> Result<Point, Failure> {
     let text = text.trim();
     if text.eq_ignore_ascii_case("latest") {
         return Ok(Point { target: Target::Latest, taken_as_utc: None });
@@ -133,15 +133,14 @@ fn parse_point(text: &str, engine: &dyn Engine) -> Result<Point, Failure> {
 }
 
 /// Asks whether to go on; only a terminal can answer.
-async fn confirm(plan: &PlanReport, context: &Context) -> Result<(), Failure> {
+pub(super) async fn confirm(plan: &str, question: String, context: &Context) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("there is no terminal to confirm the restore on; nothing was changed")
+        return Err(Failure::usage("there is no terminal to confirm it on; nothing was changed")
             .hint("run it again with --yes, which asks nothing"));
     }
     if context.out.is_json() {
-        context.out.note(&plan.text());
+        context.out.note(plan);
     }
-    let question = plan.question();
     let answer = tokio::task::spawn_blocking(move || {
         let mut prompt = std::io::stderr();
         prompt.write_all(question.as_bytes()).and_then(|()| prompt.flush())?;

@@ -11,8 +11,10 @@ use crate::text;
 /// How a restore stands, in one or two words. One whose record says that it runs, while nobody
 /// runs it, was cut off.
 pub(crate) fn standing(record: &RestoreRecord, operation: Option<&LeaseRecord>) -> &'static str {
-    let runs = operation
-        .is_some_and(|lease| lease.operation.kind == OperationKind::Restore && lease.operation.id == record.id);
+    let runs = operation.is_some_and(|lease| {
+        matches!(lease.operation.kind, OperationKind::Restore | OperationKind::Replay)
+            && lease.operation.id == record.id
+    });
     match record.state {
         RestoreState::InProgress if runs => "in_progress",
         RestoreState::InProgress => "cut off",

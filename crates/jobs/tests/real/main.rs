@@ -8,5 +8,6 @@ mod bucket;
 mod capture;
 mod damage;
 mod main_job;
+mod replay;
 mod rights;
 mod selection;

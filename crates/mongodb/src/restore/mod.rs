@@ -3,7 +3,7 @@
 mod data;
 mod insert;
 mod prepare;
-mod schema;
+pub(crate) mod schema;
 mod users;
 
 use std::collections::HashMap;
@@ -83,7 +83,7 @@ async fn fold(job: &Job, plan: &RestorePlan, catalog: &StoredCatalog, options: &
     let consistent_at = Optime::from_point(&part.last)?;
     let selective = !plan.base.namespaces.is_empty();
     let base = catalog.base(consistent_at, selective);
-    let mut fold = Fold::new(base, crate::cut(plan)?, options.fold_memory, options.scratch.clone());
+    let mut fold = Fold::new(base, crate::cut(&plan.cut)?, options.fold_memory, options.scratch.clone());
 
     let (frames, mut queue) = mpsc::channel::<bytes::Bytes>(FRAMES_AHEAD);
     let folding = tokio::task::spawn_blocking(move || {
@@ -128,7 +128,7 @@ async fn fold(job: &Job, plan: &RestorePlan, catalog: &StoredCatalog, options: &
 }
 
 /// Hands on all frames; false when no more are wanted.
-async fn forward(job: &Job, reader: &ObjectReader, frames: &mpsc::Sender<bytes::Bytes>) -> Result<bool> {
+pub(crate) async fn forward(job: &Job, reader: &ObjectReader, frames: &mpsc::Sender<bytes::Bytes>) -> Result<bool> {
     let mut stream = reader.stream(|_| true, 2);
     while let Some((_, frame)) = stream.try_next().await? {
         job.check()?;

@@ -188,6 +188,15 @@ pub(super) async fn clear(client: &Client, selection: &Selection) -> Result<()> 
     Ok(())
 }
 
+/// The command that creates a collection by itself, with all its options.
+pub(crate) fn create_command_of(collection: Collection) -> Document {
+    let (db, name, expiry) =
+        (collection.db.clone(), collection.name.clone(), collection.options.get("expireAfterSeconds").cloned());
+    let mut command = create_command(&Target { uuid: Uuid::default(), db, name, orphaned: false, source: collection });
+    command.extend(expiry.map(|expiry| ("expireAfterSeconds".to_owned(), expiry)));
+    command
+}
+
 /// The command that creates a collection, without what must not act before all documents are
 /// there.
 fn create_command(target: &Target) -> Document {
