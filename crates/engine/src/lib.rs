@@ -161,6 +161,19 @@ pub struct Probe {
     pub head: Point,
     /// The oldest point that its own log still holds.
     pub log_start: Point,
+    /// How much its own log holds; none where it has no bounds.
+    pub log_room: Option<LogRoom>,
+}
+
+/// The bounds of a server's own log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LogRoom {
+    /// Bytes in it now.
+    pub used: u64,
+    /// Bytes from which on it forgets its oldest part.
+    pub capacity: u64,
+    /// Seconds for which it keeps everything whatever the bytes; 0 where it does not promise any.
+    pub kept_secs: u64,
 }
 
 /// A member of a cluster.

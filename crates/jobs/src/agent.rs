@@ -12,13 +12,14 @@ use hindsight_format::{
     ClusterConfig, GapRecord, LeaseRecord, Operation, OperationKind, Point, RestoreState, StoredSlice, format_time,
 };
 use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backup::{BackupRequest, backup};
 use crate::capture::{Capture, Place};
 use crate::operation::OPERATION_LEASE;
+use crate::room::{LITTLE_TIME, Pace, time_left};
 use crate::{JobError, Result, merge, overview};
 
 /// Name of the lease under which one agent captures.
@@ -39,6 +40,8 @@ pub struct Tuning {
     pub merge_every: Duration,
     /// Pause before a snapshot that could not be taken is tried again.
     pub snapshot_pause: Duration,
+    /// The server is asked this often how much longer it keeps its log.
+    pub room_every: Duration,
 }
 
 impl Default for Tuning {
@@ -50,6 +53,7 @@ impl Default for Tuning {
             idle_interval: Duration::from_secs(60),
             merge_every: Duration::from_secs(60),
             snapshot_pause: Duration::from_secs(60),
+            room_every: Duration::from_secs(30),
         }
     }
 }
@@ -198,6 +202,7 @@ impl Agent {
         let mut polled = Instant::now();
         let mut merged = Instant::now();
         let mut snapshot = Snapshots::new(self.clone(), chain_start, epoch);
+        let mut room = Room::new(self.clone());
         loop {
             let ended = tokio::select! {
                 step = capture.step(&config.pitr) => step.map(|()| None),
@@ -205,6 +210,7 @@ impl Agent {
                 () = lost(&lease) => Ok(Some("another agent took over")),
             };
             let mut ended = ended?;
+            room.look(capture.read, &capture.durable).await;
             if ended.is_none() && polled.elapsed() >= self.tuning.poll {
                 polled = Instant::now();
                 match self.look_around(epoch).await {
@@ -319,6 +325,44 @@ fn chain_start(slices: &[StoredSlice], place: &Place, start: &Point) -> Point {
         chain.stream == place.stream && chain.epoch == place.epoch && chain.end.position == start.position
     });
     chain.map_or_else(|| start.clone(), |chain| chain.start)
+}
+
+/// Warns long before the server's log rolls over what is not captured yet.
+struct Room {
+    agent: Agent,
+    pace: Pace,
+    looked: Instant,
+    /// The time left when it was warned of last.
+    warned: Option<SignedDuration>,
+}
+
+impl Room {
+    fn new(agent: Agent) -> Self {
+        Self { agent, pace: Pace::default(), looked: Instant::now(), warned: None }
+    }
+
+    /// Looks from time to time. Never fails: a server that is away is found out elsewhere.
+    async fn look(&mut self, read: u64, durable: &Point) {
+        let rate = self.pace.note(Instant::now(), read);
+        if self.looked.elapsed() < self.agent.tuning.room_every {
+            return;
+        }
+        self.looked = Instant::now();
+        let Ok(probe) = self.agent.engine.probe().await else { return };
+        let Some(left) = time_left(&probe, durable, rate) else { return };
+        // Again each time that it has halved.
+        let is_due = left < self.warned.map_or(LITTLE_TIME, |warned| warned / 2);
+        if is_due {
+            self.warned = Some(left);
+            tracing::warn!(
+                "the server's own log holds what is not captured yet (after {durable}) for {} s longer at its present pace: enlarge it, \
+                 or see what holds the capture back",
+                left.as_secs()
+            );
+        } else if left >= LITTLE_TIME {
+            self.warned = None;
+        }
+    }
 }
 
 async fn lost(lease: &Lease) {

@@ -49,6 +49,8 @@ pub(crate) struct Capture {
     stored: Vec<StoredSlice>,
     /// The end of what is stored without a gap.
     pub(crate) durable: Point,
+    /// Bytes of log read since the beginning.
+    pub(crate) read: u64,
 }
 
 impl Capture {
@@ -72,6 +74,7 @@ impl Capture {
             storing: None,
             stored: Vec::new(),
             durable: start,
+            read: 0,
         }
     }
 
@@ -81,7 +84,9 @@ impl Capture {
         // What is full waits for the slice before it to be stored: memory stays bounded, and the
         // server keeps what is not read yet.
         if self.buffer.len() < SLICE {
+            let before = self.buffer.len();
             self.reader.read(&mut self.buffer).await?;
+            self.read += (self.buffer.len() - before) as u64;
         }
         if self.buffer.substantial && self.waiting_since.is_none() {
             self.waiting_since = Some(Instant::now());

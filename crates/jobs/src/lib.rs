@@ -13,6 +13,7 @@ mod overview;
 mod place;
 mod replay;
 mod restore;
+mod room;
 
 pub use agent::{Agent, CAPTURE_LEASE, Tuning};
 pub use backup::{BackupRequest, backup};
@@ -22,6 +23,7 @@ pub use overview::{Captured, Overview, history, overview};
 pub use place::{find_cluster, register};
 pub use replay::{Replay, propose_replay, replay};
 pub use restore::{Proposal, RestoreRequest, propose, restore};
+pub use room::{LITTLE_TIME, time_left};
 
 /// Result of a job.
 pub type Result<T> = std::result::Result<T, JobError>;

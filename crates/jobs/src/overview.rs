@@ -1,7 +1,7 @@
 //! What there is and what goes on: the basis of `list` and `status`.
 
 use hindsight_catalog::{History, Timeline, timeline};
-use hindsight_format::{ClusterConfig, ClusterDescriptor, LeaseRecord, RestoreRecord};
+use hindsight_format::{ClusterConfig, ClusterDescriptor, LeaseRecord, Point, RestoreRecord};
 use hindsight_repository::ClusterRepository;
 
 use crate::Result;
@@ -27,6 +27,14 @@ pub struct Overview {
     pub operation: Option<LeaseRecord>,
     /// The capture.
     pub capture: Captured,
+}
+
+impl Overview {
+    /// The end of what is stored of the present epoch's log.
+    pub fn captured_until(&self) -> Option<&Point> {
+        let slices = self.history.slices.iter().filter(|slice| slice.epoch == self.epoch);
+        slices.map(|slice| &slice.name.end).max_by_key(|point| point.position.order())
+    }
 }
 
 /// The state of the capture.

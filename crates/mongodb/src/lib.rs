@@ -67,6 +67,7 @@ impl Engine for MongoEngine {
         let cluster = self.cluster().await?;
         let head = progress(&cluster.client).await?.committed.point()?;
         let log_start = reader::oldest(&cluster.client).await?.point()?;
+        let log_room = reader::room(&cluster.client).await;
         Ok(Probe {
             engine: NAME,
             members: cluster.members(),
@@ -76,6 +77,7 @@ impl Engine for MongoEngine {
             version: cluster.version,
             head,
             log_start,
+            log_room,
         })
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use crate::cluster::{Cluster, progress, wait_committed};
 use crate::failure::{code, code_of, driver, unsupported};
 use crate::fold::{Collection, Cut, rebuildable};
-use crate::namespace::{self, VIEWS};
+use crate::namespace::{self, FUNCTIONS, VIEWS};
 use crate::oplog::entry::{Entry, Op, Operation, next_document};
 use crate::oplog::transactions::{Sink, Transactions};
 use crate::optime::Optime;
@@ -236,6 +236,8 @@ impl Replay {
             }
             // Refused while there are time-series; as a part of dropping the database it goes with that.
             "drop" if coll == VIEWS => (doc! {"drop": VIEWS}, Some(code::COMMAND_FAILED)),
+            // Goes with its database only.
+            "drop" if coll == FUNCTIONS => (doc! {"delete": coll, "deletes": [{"q": {}, "limit": 0}]}, None),
             "drop" => (doc! {"drop": namespace::visible(&coll)}, Some(code::NAMESPACE_NOT_FOUND)),
             "dropDatabase" => (doc! {"dropDatabase": 1}, None),
             "renameCollection" => {

@@ -1,6 +1,7 @@
 //! `status`.
 
 use clap::ValueEnum;
+use hindsight_jobs::time_left;
 use jiff::Timestamp;
 
 use super::nothing;
@@ -47,13 +48,17 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         None => nothing(context),
     };
     let now = Timestamp::now();
+    let captured = overview.captured_until().filter(|_| overview.config.pitr.enabled);
+    let left = connected.as_ref().ok().zip(captured).and_then(|(now, at)| time_left(&now.probe, at, None));
     let mut status = Status { cluster: None, pitr: None, running: None, backups: None };
     if wanted(Section::Cluster) {
         let name = cluster.as_ref().map(|cluster| cluster.name());
-        status.cluster = Some(Cluster::of(name, connected.as_ref().map(|connected| &connected.probe)));
+        status.cluster = Some(Cluster::of(name, connected.as_ref().map(|connected| &connected.probe), left));
     }
     if wanted(Section::Pitr) {
-        status.pitr = Some(Pitr::of(&overview, false, now, context.program));
+        let mut pitr = Pitr::of(&overview, false, now, context.program);
+        pitr.warn_of_room(left);
+        status.pitr = Some(pitr);
     }
     if wanted(Section::Running) {
         status.running = Some(Running::of(overview.operation.as_ref(), now));

@@ -2,7 +2,7 @@
 
 use hindsight_catalog::{Gap, Range};
 use hindsight_format::{LeaseRecord, OperationKind, format_time};
-use hindsight_jobs::{Captured, Overview};
+use hindsight_jobs::{Captured, LITTLE_TIME, Overview};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
@@ -106,6 +106,21 @@ impl Pitr {
         }
     }
 
+    /// Warns when the server's own log does not hold what is not captured yet for much longer.
+    pub(crate) fn warn_of_room(&mut self, left: Option<SignedDuration>) {
+        let Some(left) = left.filter(|left| self.on && *left < LITTLE_TIME) else { return };
+        self.warnings.push(match left.as_secs() {
+            ..1 => "the server's own log has rolled over what is not captured yet: there will be a gap, and a new range \
+                    with the next snapshot"
+                .to_owned(),
+            seconds => format!(
+                "the server's own log holds what is not captured yet for {} longer at its present pace: enlarge it, or see \
+                 what holds the capture back",
+                text::span(seconds)
+            ),
+        });
+    }
+
     /// `PITR <on>:` and what follows.
     pub(crate) fn text(&self) -> String {
         format!("PITR <{}>:\n{}", self.state(), self.body())
@@ -204,8 +219,7 @@ impl Capture {
             Captured::Running(lease) => (true, Some(lease)),
             Captured::Idle(lease) => (false, lease.as_ref()),
         };
-        let slices = overview.history.slices.iter().filter(|slice| slice.epoch == overview.epoch);
-        let until = slices.map(|slice| slice.name.end.time).max();
+        let until = overview.captured_until().map(|point| point.time);
         Self {
             running,
             host: lease.map(|lease| lease.holder.host.clone()),

@@ -3,7 +3,7 @@
 use hindsight_engine::{Member, Probe};
 use hindsight_format::{LeaseRecord, format_time};
 use hindsight_jobs::Overview;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::listing::Snapshots;
@@ -48,6 +48,9 @@ enum State {
         log_start: String,
         /// That in seconds.
         log_span_secs: i64,
+        /// How long the capture may stand still before that log rolls over its position.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        log_left_secs: Option<i64>,
         members: Vec<Member>,
     },
     NotReached {
@@ -98,7 +101,7 @@ struct LastRestore {
 }
 
 impl Cluster {
-    pub(crate) fn of(name: Option<&str>, probed: Result<&Probe, &Failure>) -> Self {
+    pub(crate) fn of(name: Option<&str>, probed: Result<&Probe, &Failure>, left: Option<SignedDuration>) -> Self {
         let state = match probed {
             Ok(probe) => State::Reached {
                 engine: probe.engine,
@@ -107,6 +110,7 @@ impl Cluster {
                 head: format_time(probe.head.time),
                 log_start: format_time(probe.log_start.time),
                 log_span_secs: probe.head.time.duration_since(probe.log_start.time).as_secs(),
+                log_left_secs: left.map(|left| left.as_secs()),
                 members: probe.members.clone(),
             },
             Err(failure) => State::NotReached { error: failure.what.clone(), hint: failure.hint.clone() },
@@ -120,7 +124,9 @@ impl Cluster {
             None => "not kept in the repository yet".to_owned(),
         };
         match &self.state {
-            State::Reached { engine, version, natural_name, log_start, log_span_secs, members, .. } => {
+            State::Reached {
+                engine, version, natural_name, log_start, log_span_secs, log_left_secs, members, ..
+            } => {
                 let mut text = format!("  {natural_name}: {engine} {version}, {kept}\n");
                 let row = |member: &Member| {
                     let lag = match member.lag_secs {
@@ -131,7 +137,12 @@ impl Cluster {
                     vec![format!("  {}", member.host), member.role.clone(), health.to_owned(), lag]
                 };
                 text.push_str(&text::table(&members.iter().map(row).collect::<Vec<_>>(), &[]));
-                text.push_str(&format!("  its own log goes back {} to {log_start}\n", text::span(*log_span_secs)));
+                let left = log_left_secs.map(|left| format!("; the capture may stand still for {}", text::span(left)));
+                let left = left.unwrap_or_default();
+                text.push_str(&format!(
+                    "  its own log goes back {} to {log_start}{left}\n",
+                    text::span(*log_span_secs)
+                ));
                 text
             }
             State::NotReached { error, hint } => {

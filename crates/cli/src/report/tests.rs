@@ -94,7 +94,7 @@ fn the_status_of_a_cluster() {
     let overview = eventful();
     let lease = lease(OperationKind::Backup, "2021-02-09T12:00:00Z", "copying documents");
     let status = Status {
-        cluster: Some(Cluster::of(Some("rs0"), Ok(&probe()))),
+        cluster: Some(Cluster::of(Some("rs0"), Ok(&probe()), Some(jiff::SignedDuration::from_mins(30)))),
         pitr: Some(Pitr::of(&overview, false, time("2021-02-10T08:00:02Z"), "hindsight")),
         running: Some(Running::of(Some(&lease), time(NOW))),
         backups: Some(Backups::of(&overview, "s3://backups/shop", "hindsight")),
@@ -109,7 +109,7 @@ fn the_status_of_a_cluster_that_is_away() {
     let mut overview = healthy();
     overview.restores = vec![restored("2021-02-09T12:00:00Z", RestoreState::InProgress, true)];
     let status = Status {
-        cluster: Some(Cluster::of(Some("rs0"), Err(&failure))),
+        cluster: Some(Cluster::of(Some("rs0"), Err(&failure), None)),
         pitr: None,
         running: Some(Running::of(None, time(NOW))),
         backups: Some(Backups::of(&overview, "file:///backups", "hindsight")),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use bson::{Document, doc};
 use hindsight_engine::Selection;
-use hindsight_jobs::overview;
+use hindsight_jobs::{overview, time_left};
 use hindsight_testkit::{ClusterState, ReplicaSet};
 
 use crate::support::{Protected, Store, logging, same, this_moment};
@@ -110,6 +110,8 @@ async fn an_oplog_that_rolled_over_leaves_a_gap_with_its_cause_and_a_new_range()
     agent.stop().await?;
 
     let end = here.cluster.slices().await?.into_iter().map(|slice| slice.name.end).max_by_key(|end| end.time).unwrap();
+    let left = async || anyhow::Ok(time_left(&here.engine.probe().await?, &end, None));
+    assert!(left().await?.unwrap().as_secs() > 0, "what is captured is still in the oplog");
     let text = "x".repeat(100_000);
     until("the oplog rolls over", async || {
         for _ in 0..50 {
@@ -119,6 +121,7 @@ async fn an_oplog_that_rolled_over_leaves_a_gap_with_its_cause_and_a_new_range()
         Ok(here.engine.probe().await?.log_start.position.order() > end.position.order())
     })
     .await?;
+    assert_eq!(left().await?.unwrap().as_secs(), 0);
     bulk.insert_one(doc! {"_id": "second"}).await?;
     let agent = here.agent();
     let expected = ClusterState::read(&client).await?;

@@ -5,13 +5,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bson::{Timestamp, doc};
 use futures::StreamExt;
-use hindsight_engine::{EngineError, LogBuffer, LogReader, Result};
+use hindsight_engine::{EngineError, LogBuffer, LogReader, LogRoom, Result};
 use mongodb::Client;
 use mongodb::options::{CursorType, ReadConcern};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::diff::raw::Elements;
 use super::entry::{Entry, Op, Operation, malformed};
+use crate::cluster::number;
 use crate::failure::driver;
 use crate::optime::Optime;
 
@@ -53,6 +54,19 @@ pub(crate) async fn oldest(client: &Client) -> Result<Optime> {
     let first = oplog.find_one(doc! {}).sort(doc! {"$natural": 1}).await.map_err(|e| driver(doing, e))?;
     let first = first.ok_or_else(|| EngineError::new(hindsight_engine::FailureKind::Server, "the oplog is empty"))?;
     Ok(Entry::parse(first.as_bytes())?.at)
+}
+
+/// The bounds of the oplog of this server; none where it does not tell.
+pub(crate) async fn room(client: &Client) -> Option<LogRoom> {
+    let stats = client.database("local").run_command(doc! {"collStats": "oplog.rs"}).await.ok()?;
+    let bytes = |field: &str| number(&stats, field).and_then(|bytes| u64::try_from(bytes).ok());
+    // Of 4.4 and later; it takes a privilege that a backup need not have.
+    let asked = client.database("admin").run_command(doc! {"serverStatus": 1, "oplogTruncation": 1}).await.ok();
+    let hours = asked.and_then(|status| {
+        status.get_document("oplogTruncation").ok()?.get("oplogMinRetentionHours").and_then(bson::Bson::as_f64)
+    });
+    let kept_secs = (hours.unwrap_or(0.0).clamp(0.0, 1e6) * 3600.0) as u64;
+    Some(LogRoom { used: bytes("size")?, capacity: bytes("maxSize")?, kept_secs })
 }
 
 impl OplogReader {
