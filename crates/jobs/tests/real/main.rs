@@ -10,4 +10,5 @@ mod damage;
 mod main_job;
 mod replay;
 mod rights;
+mod rollback;
 mod selection;
