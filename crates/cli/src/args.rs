@@ -104,6 +104,7 @@ pub(crate) enum Verb {
     OplogReplay(commands::oplog_replay::Args),
     Agent(commands::agent::Args),
     Repository(commands::repository::Args),
+    Roles(commands::roles::Args),
     Version(commands::version::Args),
     Completion(commands::completion::Args),
 }

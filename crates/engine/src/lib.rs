@@ -31,6 +31,9 @@ pub trait Engine: Send + Sync {
     /// (MongoDB: `T,I`); none when it is not one.
     fn parse_position(&self, text: &str) -> Option<Target>;
 
+    /// The users to create for each kind of work, with the least rights that suffice. Needs no connection.
+    fn grants(&self) -> Vec<Grant>;
+
     /// Who this is and how it is. Refuses what cannot be protected, saying why.
     async fn probe(&self) -> Result<Probe>;
 
@@ -66,12 +69,25 @@ pub trait Engine: Send + Sync {
     async fn replay(&self, job: &Job, stretch: &Stretch, scratch: std::path::PathBuf) -> Result<ReplayTotals>;
 }
 
+/// A user with the least rights for a kind of work.
+#[derive(Clone, Debug, Serialize)]
+pub struct Grant {
+    /// What for.
+    pub purpose: String,
+    /// Name of the user.
+    pub user: String,
+    /// The command for the database's own shell, which asks for the password.
+    pub command: String,
+    /// The same for programs, without a password.
+    pub statement: serde_json::Value,
+}
+
 /// What a replay did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ReplayTotals {
     /// Operations carried out.
     pub operations: u64,
-    /// Updates of documents that were not there: the data had come further than that already.
+    /// Writes to what was not there: the data had come further than that already.
     pub passed_over: u64,
 }
 

@@ -8,6 +8,7 @@
 mod cluster;
 mod failure;
 mod fold;
+mod grants;
 mod namespace;
 pub mod oplog;
 mod optime;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    CollectionInfo, Engine, EngineError, Job, LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Result,
+    CollectionInfo, Engine, EngineError, Grant, Job, LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Result,
     Selection, SnapshotRequest,
 };
 use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
@@ -61,6 +62,10 @@ impl Engine for MongoEngine {
         let (secs, inc): (u32, u32) = (secs.trim().parse().ok()?, inc.trim().parse().ok()?);
         let time = jiff::Timestamp::from_second(secs.into()).ok()?;
         Some(Target::Through { time, order: Optime::order_text(secs, inc) })
+    }
+
+    fn grants(&self) -> Vec<Grant> {
+        grants::grants()
     }
 
     async fn probe(&self) -> Result<Probe> {

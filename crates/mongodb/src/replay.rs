@@ -196,8 +196,11 @@ impl Replay {
         for (operation, op, at) in &batch {
             match self.apply(std::iter::once(operation)).await {
                 Ok(()) => self.totals.operations += 1,
-                // The document is gone later in the log, as the data know already.
-                Err(error) if *op == Op::Update && code_of(&error) == Some(code::UPDATE_FAILED) => {
+                // The document or its collection is gone later in the log, as the data know already.
+                Err(error)
+                    if code_of(&error) == Some(code::NAMESPACE_NOT_FOUND)
+                        || (*op == Op::Update && code_of(&error) == Some(code::UPDATE_FAILED)) =>
+                {
                     self.totals.passed_over += 1;
                 }
                 Err(error) => {

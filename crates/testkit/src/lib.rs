@@ -10,6 +10,7 @@ mod replica_set;
 mod s3;
 mod spawner;
 mod state;
+mod tls;
 pub mod workload;
 
 pub use binary::{mongod_binary, mongod_version};
@@ -17,3 +18,4 @@ pub use mongod::{Mongod, MongodOptions};
 pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};
 pub use s3::{Fault, Faults, S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Op, S3Server};
 pub use state::{ClusterState, CollectionState, Contents, last_optime};
+pub use tls::{CLIENT_SUBJECT, Certificates};

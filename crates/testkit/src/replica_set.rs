@@ -10,6 +10,7 @@ use mongodb::options::ClientOptions;
 use tokio::time::sleep;
 
 use crate::mongod::{Mongod, MongodOptions};
+use crate::tls::Certificates;
 
 /// The administrator of sets with authentication (role `root`).
 pub const ROOT_USER: &str = "root";
@@ -65,6 +66,18 @@ impl ReplicaSetBuilder {
     pub fn arg(mut self, arg: &str) -> Self {
         self.mongod.args.push(arg.to_owned());
         self
+    }
+
+    /// Offers TLS with these certificates; connections without it are taken as well.
+    pub fn tls(self, certificates: &Certificates) -> Self {
+        let path = |path: std::path::PathBuf| path.display().to_string();
+        self.arg("--tlsMode")
+            .arg("preferTLS")
+            .arg("--tlsCertificateKeyFile")
+            .arg(&path(certificates.server()))
+            .arg("--tlsCAFile")
+            .arg(&path(certificates.authority()))
+            .arg("--tlsAllowConnectionsWithoutCertificates")
     }
 
     /// More fields for member `index` in the set's configuration, as `{hidden: true, priority: 0}`.

@@ -10,6 +10,7 @@ pub(crate) mod list;
 pub(crate) mod oplog_replay;
 pub(crate) mod repository;
 pub(crate) mod restore;
+pub(crate) mod roles;
 pub(crate) mod status;
 pub(crate) mod version;
 
@@ -39,6 +40,7 @@ pub(crate) async fn run(verb: &Verb, context: &Context) -> Result<(), Failure> {
         Verb::DescribeRestore(args) => describe_restore::run(args, context).await,
         Verb::Agent(args) => agent::run(args, context).await,
         Verb::Repository(args) => repository::run(args, context).await,
+        Verb::Roles(args) => roles::run(args, context),
         Verb::Version(args) => version::run(args, &context.out),
         Verb::Completion(args) => completion::run(args, context.program),
     }

@@ -123,7 +123,7 @@ impl Report for Replayed {
     fn text(&self) -> String {
         let passed_over = match self.passed_over {
             0 => String::new(),
-            n => format!("\n  passed over  {} of documents that are not there", text::things(n, "update", "updates")),
+            n => format!("\n  passed over  {} to what is not there (any more)", text::things(n, "write", "writes")),
         };
         format!(
             "Replay {} is done.\n  applied      {}{passed_over}\n  took         {}\n",

@@ -87,6 +87,15 @@ impl Cli {
     }
 }
 
+impl Cli {
+    /// Starts a command line that may say much: both outputs go to the end of a file.
+    pub fn start_logged(&self, line: &str, file: &Path) -> Started {
+        let log = std::fs::File::options().create(true).append(true).open(file).unwrap();
+        let child = self.command(line).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        Started { line: line.to_owned(), child: Some(child) }
+    }
+}
+
 /// A program that runs; killed when dropped.
 pub struct Started {
     line: String,
@@ -94,12 +103,26 @@ pub struct Started {
 }
 
 impl Started {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: &str) {
+        let id = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap().success());
+    }
+
     /// Sends it a signal, and waits for its end.
     pub fn end(mut self, signal: &str) -> Ran {
-        let child = self.child.take().unwrap();
-        let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-        Ran::of(&self.line, &child.wait_with_output().unwrap())
+        self.signal(signal);
+        Ran::of(&self.line, &self.child.take().unwrap().wait_with_output().unwrap())
+    }
+
+    /// Its process number.
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.as_mut().unwrap().try_wait(), Ok(None))
     }
 }
 

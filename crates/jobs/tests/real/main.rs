@@ -12,3 +12,4 @@ mod replay;
 mod rights;
 mod rollback;
 mod selection;
+mod tls;
