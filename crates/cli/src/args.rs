@@ -48,6 +48,10 @@ pub(crate) struct Globals {
     /// default: a folder in the user's data directory]
     #[arg(long, global = true, value_name = "URL")]
     pub(crate) repository: Option<String>,
+    /// Private keys that open a sealed repository, as age-keygen writes them; may be given several times
+    /// [env: HINDSIGHT_IDENTITY; then hindsight.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) identity: Vec<PathBuf>,
     /// Name of the cluster, in the repository and in hindsight.toml [env: HINDSIGHT_CLUSTER]
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) cluster: Option<String>,

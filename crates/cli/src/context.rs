@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::Globals;
 use crate::engines;
 use crate::exit::{Exit, Failure};
+use crate::identity;
 use crate::output::Output;
 use crate::settings::Settings;
 use crate::uri::DatabaseUri;
@@ -55,6 +56,29 @@ impl Context {
     /// The repository, which is made at its first use.
     pub(crate) async fn make_repository(&self) -> Result<Repository, Failure> {
         Ok(Repository::open_or_create(self.spec()).await?)
+    }
+
+    /// Whether private keys were named.
+    pub(crate) fn has_identity(&self) -> bool {
+        !self.settings.identity.is_empty()
+    }
+
+    /// The repository with what opens it, where it is sealed; refuses when nothing was named that could.
+    pub(crate) async fn unlocked(&self, repository: &Repository) -> Result<Repository, Failure> {
+        if !repository.is_sealed() {
+            return Ok(repository.clone());
+        }
+        let paths = self.settings.identity.clone();
+        paths.iter().filter_map(|path| identity::warning(path)).for_each(|warning| self.out.note(&warning));
+        let reading = tokio::task::spawn_blocking(move || identity::read(&paths));
+        let reading = async { reading.await.map_err(|error| Failure::new(Exit::Other, error.to_string()))? };
+        match self.unless_stopped(reading).await? {
+            Some(identity) => Ok(repository.with_identity(identity)),
+            None => {
+                repository.require_identity()?;
+                Ok(repository.clone())
+            }
+        }
     }
 
     /// The engine, which knows how to connect.

@@ -77,6 +77,12 @@ impl Failure {
             }
             RepositoryError::Missing { .. } | RepositoryError::Damaged { .. } => failure(Exit::Damaged),
             RepositoryError::NewerFormat { .. } | RepositoryError::OtherCluster { .. } => failure(Exit::Refused),
+            RepositoryError::Sealed { given: None, .. } => failure(Exit::Usage).hint(
+                "give the identity file of one of these keys with --identity FILE, HINDSIGHT_IDENTITY or `identity` in \
+                 hindsight.toml",
+            ),
+            RepositoryError::Sealed { given: Some(_), .. } => failure(Exit::Refused)
+                .hint("give the identity file of one of these keys; --identity may be given several times"),
             RepositoryError::Name(_) => failure(Exit::Usage),
             RepositoryError::Config(error) => Self::config(error),
             RepositoryError::Exists { .. } | RepositoryError::Refused(_) => failure(Exit::Other),

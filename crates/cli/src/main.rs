@@ -11,6 +11,7 @@ mod commands;
 mod context;
 mod engines;
 mod exit;
+mod identity;
 mod logging;
 mod output;
 mod progress;
@@ -22,6 +23,8 @@ mod uri;
 
 use std::process::exit;
 
+use rustix::fs::Mode;
+use rustix::process::umask;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Args, Verb};
@@ -30,6 +33,9 @@ use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
 fn main() {
+    // What is written holds what the databases hold: nobody else reads it.
+    let private = Mode::RWXG | Mode::RWXO;
+    umask(umask(private) | private);
     let program = args::program(std::env::args_os().next());
     let args = args::parse(program);
     logging::start(args.globals.log_level, args.globals.log_format, args.verb.is_service());

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::exit::{Exit, Failure};
+use crate::text::{harmless, line};
 use crate::uri::scrub;
 
 /// How to print.
@@ -80,12 +81,13 @@ impl Output {
     /// Tells people something beside the result, whatever the format.
     pub(crate) fn note(self, text: &str) {
         // There is nowhere left to complain when standard error is closed.
-        let _ = writeln!(std::io::stderr(), "{}", scrub(text));
+        let _ = writeln!(std::io::stderr(), "{}", harmless(&scrub(text)));
     }
 
     /// Says why the verb failed, and ends the program.
     pub(crate) fn fail(self, failure: &Failure) -> ! {
-        let (what, hint, code) = (scrub(&failure.what), failure.hint.as_deref().map(scrub), failure.exit as i32);
+        let told = |text: &str| line(&scrub(text)).into_owned();
+        let (what, hint, code) = (told(&failure.what), failure.hint.as_deref().map(told), failure.exit as i32);
         if self.is_json() {
             // The exit code tells it all the same when standard output is closed.
             let _ = self.print_json(&json!({"Error": what, "hint": hint, "code": code}));
@@ -108,7 +110,7 @@ impl Output {
 /// Writes to standard output. A reader that has seen enough, such as `head`, is no failure.
 pub(crate) fn write(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(harmless(text).as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::new(Exit::Other, format!("cannot write to standard output: {error}")))
         }

@@ -20,6 +20,8 @@ pub(crate) struct Settings {
     pub(crate) uri: Option<DatabaseUri>,
     /// The repository.
     pub(crate) repository: RepositorySpec,
+    /// Files with private keys for a sealed repository.
+    pub(crate) identity: Vec<PathBuf>,
     /// The cluster that was named.
     pub(crate) cluster: Option<String>,
     /// What the user should hear about the settings.
@@ -33,6 +35,7 @@ pub(crate) struct Settings {
 #[serde(deny_unknown_fields, default)]
 struct File {
     repository: Option<String>,
+    identity: Option<PathBuf>,
     s3: S3Options,
     clusters: BTreeMap<String, FileCluster>,
 }
@@ -63,7 +66,11 @@ impl Settings {
         let uri = given.or_else(|| cluster.as_ref().and_then(filed)).map(DatabaseUri::new).transpose()?;
         let url = globals.repository.or_else(|| variable("HINDSIGHT_REPOSITORY")).or(file.repository);
         let repository = RepositorySpec { url: url.unwrap_or_else(default_url), s3: file.s3 };
-        Ok(Self { uri, repository, cluster, warnings, known })
+        let mut identity = globals.identity;
+        if identity.is_empty() {
+            identity.extend(variable("HINDSIGHT_IDENTITY").map(PathBuf::from).or(file.identity));
+        }
+        Ok(Self { uri, repository, identity, cluster, warnings, known })
     }
 
     /// No database was named: the ways to do so.

@@ -1,5 +1,7 @@
 //! Numbers, times and tables as people read them.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 
 /// Bytes, with three digits or so: `12.3 MiB`.
@@ -56,15 +58,47 @@ pub(crate) fn took(from: Timestamp, to: Timestamp) -> String {
     }
 }
 
+/// A text without anything that moves the cursor of a terminal, hides or reverses: names may hold all of
+/// it. What is left out is written as JSON writes it, so that JSON stays the same value.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    escape(text, |c| !matches!(c, '\n' | '\t'))
+}
+
+/// The same for what must stay one line, such as a name.
+pub(crate) fn line(text: &str) -> Cow<'_, str> {
+    escape(text, |_| true)
+}
+
+fn escape(text: &str, but: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let hurts = |c: char| {
+        let turns =
+            matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}');
+        (c.is_control() || turns) && but(c)
+    };
+    if !text.contains(hurts) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' if hurts(c) => shown.push_str("\\n"),
+            c if hurts(c) => shown.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => shown.push(c),
+        }
+    }
+    Cow::Owned(shown)
+}
+
 /// Rows with aligned columns, each line indented by two; `right` are the columns of numbers.
 pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+    let rows: Vec<Vec<_>> = rows.iter().map(|row| row.iter().map(|cell| line(cell)).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |cell: &String| cell.chars().count();
+    let width = |cell: &Cow<'_, str>| cell.chars().count();
     let widths: Vec<_> = (0..columns)
         .map(|column| rows.iter().filter_map(|row| row.get(column)).map(width).max().unwrap_or(0))
         .collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
             if right.contains(&column) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
         });
@@ -87,6 +121,16 @@ pub(crate) fn table_with_head(rows: &[Vec<String>], right: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_cannot_attack_a_terminal() {
+        let name = "a\u{1b}[2J\u{9b}31m\u{202e}\r\n\u{7}\t\u{7f}ü/$";
+        assert_eq!(line(name), "a\\u001b[2J\\u009b31m\\u202e\\u000d\\n\\u0007\\u0009\\u007fü/$");
+        assert_eq!(harmless("a\n\tü\u{1b}"), "a\n\tü\\u001b");
+        let json = serde_json::to_string(name).unwrap_or_default();
+        assert_eq!(serde_json::from_str::<String>(&harmless(&json)).ok().as_deref(), Some(name));
+        assert_eq!(table(&[vec!["x\ny".to_owned(), "z".to_owned()]], &[]), "  x\\ny  z\n");
+    }
 
     #[test]
     fn numbers_read_well() {

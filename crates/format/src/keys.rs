@@ -29,6 +29,8 @@ pub struct Keys {
 impl Keys {
     /// The repository's own descriptor.
     pub const REPOSITORY: &'static str = "repository.json";
+    /// Folder of the later choices of recipients of a sealed repository.
+    pub const RECIPIENTS: &'static str = "recipients/";
     /// Where the clusters are; the next part of a key is a cluster's name.
     pub const CLUSTERS: &'static str = "clusters/";
     /// Where a repository's abilities are tried; always emptied again.
@@ -38,6 +40,11 @@ impl Keys {
     pub fn new(name: &str) -> Result<Self, NameError> {
         check_name(name, "cluster name")?;
         Ok(Self { root: format!("{}{name}", Self::CLUSTERS) })
+    }
+
+    /// Choice `number` of the recipients of a sealed repository.
+    pub fn recipients(number: u64) -> String {
+        format!("{}{number:06}.json", Self::RECIPIENTS)
     }
 
     /// Which cluster this is.

@@ -21,10 +21,16 @@ pub use footer::{Footer, FrameEntry, LogSummary, ObjectKind, OpCounts};
 pub use keys::{Keys, NameError, check_name};
 pub use lease::{LeaseHolder, LeaseRecord, LeaseState, Operation, OperationKind};
 pub use position::{Point, Position, PositionError, format_time, format_utc};
-pub use repository::{PutIfAbsent, RepositoryDescriptor};
+pub use repository::{PutIfAbsent, RecipientsRecord, RepositoryDescriptor, SEALED_SUFFIX, WITHHELD};
 pub use restore::{RestoreRecord, RestoreState, RestoreTotals};
 pub use slice::{SliceName, StoredSlice};
-pub use snapshot::{ObjectRef, SnapshotKind, SnapshotManifest, SnapshotSource, SnapshotTotals, StreamPart};
+pub use snapshot::{
+    ObjectRef, SnapshotKind, SnapshotManifest, SnapshotSeal, SnapshotSource, SnapshotTotals, StreamPart,
+};
 
 /// Version of everything this crate describes. A reader refuses what is newer than it knows.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// Version in the descriptor of a sealed repository, which programs that cannot open one refuse.
+/// What is inside the sealed objects has [`FORMAT_VERSION`].
+pub const SEALED_FORMAT_VERSION: u32 = 2;

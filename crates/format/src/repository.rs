@@ -16,7 +16,28 @@ pub struct RepositoryDescriptor {
     pub created_by: String,
     /// What was found out about the store when it was made.
     pub put_if_absent: PutIfAbsent,
+    /// Sealed: the public keys to which everything was sealed at first. Empty where nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sealed_to: Vec<String>,
 }
+
+/// `recipients/<number>.json`: a later choice of the public keys to which new data are sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipientsRecord {
+    /// That of the key; the descriptor's choice is number 1.
+    pub number: u64,
+    /// The public keys.
+    pub sealed_to: Vec<String>,
+    /// When they were chosen.
+    pub changed_at: Timestamp,
+    /// Program version that stored it.
+    pub changed_by: String,
+}
+
+/// What stands in a record of a sealed repository for what only a private key may show.
+pub const WITHHELD: &str = "(sealed)";
+/// Ending of the keys of sealed objects: an age file of what would be under the key without it.
+pub const SEALED_SUFFIX: &str = ".age";
 
 /// Whether the store refuses to create an object that exists, also when several try at once.
 /// Leases stand on this ability.

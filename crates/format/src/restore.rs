@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ClusterIdentity;
+use crate::repository::WITHHELD;
 
 /// A restore that was begun. Rewritten by the process that runs it, under the operation lease of
 /// the cluster whose history is restored.
@@ -48,6 +49,21 @@ pub struct RestoreRecord {
     pub error: Option<String>,
     /// Program version that ran it.
     pub run_by: String,
+}
+
+impl RestoreRecord {
+    /// The same without what tells about the data, for a sealed repository.
+    #[must_use]
+    pub fn withhold(&self) -> Self {
+        let hidden = || WITHHELD.to_owned();
+        Self {
+            namespaces: self.namespaces.first().map(|_| hidden()).into_iter().collect(),
+            renamed: self.renamed.as_ref().map(|_| hidden()),
+            into_hosts: hidden(),
+            error: self.error.as_ref().map(|_| hidden()),
+            ..self.clone()
+        }
+    }
 }
 
 /// States of a restore. `InProgress` with no live lease means that it was cut off: the target is

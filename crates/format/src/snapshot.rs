@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::position::Point;
+use crate::repository::WITHHELD;
 use crate::slice::SliceName;
 
 /// The manifest: written last, when everything that it names is stored.
@@ -38,9 +39,40 @@ pub struct SnapshotManifest {
     pub totals: SnapshotTotals,
     /// Program version that made it.
     pub created_by: String,
+    /// In a sealed repository: to whom it is sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<SnapshotSeal>,
+}
+
+/// That a snapshot is sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSeal {
+    /// The public keys to which it is sealed.
+    pub sealed_to: Vec<String>,
+    /// Whether this is the part that everybody may read. The whole is under the same key, sealed.
+    pub withheld: bool,
 }
 
 impl SnapshotManifest {
+    /// Whether this is only the part that everybody may read.
+    pub fn is_withheld(&self) -> bool {
+        self.seal.as_ref().is_some_and(|seal| seal.withheld)
+    }
+
+    /// The part that everybody may read: what listing, planning and capturing need, and nothing
+    /// that tells about the data.
+    #[must_use]
+    pub fn withhold(&self) -> Self {
+        let hidden = || WITHHELD.to_owned();
+        Self {
+            namespaces: self.namespaces.first().map(|_| hidden()).into_iter().collect(),
+            source: SnapshotSource { member: hidden(), ..self.source.clone() },
+            objects: Vec::new(),
+            seal: self.seal.clone().map(|seal| SnapshotSeal { withheld: true, ..seal }),
+            ..self.clone()
+        }
+    }
+
     /// The point at which `stream` is consistent in this snapshot.
     pub fn consistent_at(&self, stream: &str) -> Option<&Point> {
         self.streams.get(stream).map(|part| &part.last)

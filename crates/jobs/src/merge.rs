@@ -28,7 +28,9 @@ pub(crate) async fn merge(
         cluster.delete_slice(&leftover).await?;
         slices.retain(|slice| *slice != leftover);
     }
-    for group in slices_to_merge(&slices, span_min, tail_limit, MAX_BYTES) {
+    // In a sealed repository the agent reads only what it has captured itself.
+    let readable: Vec<_> = slices.iter().filter(|slice| cluster.can_read(slice)).cloned().collect();
+    for group in slices_to_merge(&readable, span_min, tail_limit, MAX_BYTES) {
         if lease.lost().is_cancelled() {
             return Ok(slices);
         }

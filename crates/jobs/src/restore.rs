@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt};
 use hindsight_catalog::{Cut, RestorePlan, Target, plan};
 use hindsight_engine::{Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Selection};
 use hindsight_format::{
@@ -22,6 +23,8 @@ use crate::{JobError, Result};
 
 /// MiB of folded log in memory where the settings say nothing.
 const FOLD_MEMORY_MIB: usize = 64;
+/// Slices that are looked at together.
+const OPENED_AT_ONCE: usize = 16;
 /// A plan is made anew this often when slices that it names were merged meanwhile.
 const REPLANS: u32 = 5;
 
@@ -79,6 +82,7 @@ pub async fn propose(
     request: RestoreRequest,
 ) -> Result<Proposal> {
     let plan = plan(&history(source).await?, &request.target, request.base.as_deref(), Timestamp::now())?;
+    require_open(source, &plan).await?;
     let preview = engine.prepare_restore(source, &plan, &request.selection).await?;
     let known = repository.clusters().await?;
     let target = known.iter().find(|cluster| cluster.identity == preview.into);
@@ -90,6 +94,20 @@ pub async fn propose(
         captures_afterwards = target.config().await?.1.pitr.enabled;
     }
     Ok(Proposal { source: source.clone(), request, plan, preview, target, begins_epoch, capture, captures_afterwards })
+}
+
+/// Refuses a plan of which a part is sealed to others than whose identity is at hand: recipients may have
+/// changed between the snapshot and the end of the log.
+async fn require_open(source: &ClusterRepository, plan: &RestorePlan) -> Result<()> {
+    source.repository().require_identity()?;
+    source.require_open(&plan.base)?;
+    let slices = plan.streams.iter().flat_map(|stream| &stream.log);
+    futures::stream::iter(slices)
+        .map(|slice| async move { source.require_open_slice(slice).await })
+        .buffer_unordered(OPENED_AT_ONCE)
+        .try_collect::<()>()
+        .await?;
+    Ok(())
 }
 
 /// The record of a restore, kept up to date in the repository.

@@ -1,14 +1,16 @@
 //! What a repository keeps for one cluster: identity, settings, snapshots, restores, objects.
 
+use futures::{StreamExt, TryStreamExt};
 use hindsight_format::{
     ClusterConfig, ClusterDescriptor, ClusterIdentity, ConfigError, Keys, ObjectKind, ObjectRef, RestoreRecord,
-    SnapshotManifest, check_name,
+    SnapshotManifest, SnapshotSeal, StoredSlice, check_name,
 };
 use jiff::Timestamp;
 
 use crate::error::{Error, Result};
 use crate::reader::ObjectReader;
-use crate::repository::Repository;
+use crate::repository::{READ_AT_ONCE, Repository};
+use crate::seal::SealedObject;
 use crate::writer::ObjectWriter;
 
 /// How often a change of the settings is tried again when others change them at the same time.
@@ -99,22 +101,68 @@ impl ClusterRepository {
         let ids = self.repository.store().folders(&self.keys.snapshots()).await?;
         let keys = ids.iter().map(|id| self.keys.manifest(id)).collect();
         let found = self.repository.read_all(keys).await?;
-        found.into_iter().map(|(key, manifest)| self.checked(&key, manifest)).collect()
+        futures::stream::iter(found)
+            .map(|(key, manifest)| self.checked(key, manifest))
+            .buffered(READ_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// One complete snapshot.
     pub async fn snapshot(&self, id: &str) -> Result<Option<SnapshotManifest>> {
         check_name(id, "snapshot name")?;
         let key = self.keys.manifest(id);
-        let found = self.repository.read(&key).await?;
-        found.map(|manifest| self.checked(&key, manifest)).transpose()
+        match self.repository.read(&key).await? {
+            Some(manifest) => self.checked(key, manifest).await.map(Some),
+            None => Ok(None),
+        }
     }
 
-    fn checked(&self, key: &str, manifest: SnapshotManifest) -> Result<SnapshotManifest> {
-        if self.keys.manifest(&manifest.id) == key {
-            return Ok(manifest);
+    async fn checked(&self, key: String, manifest: SnapshotManifest) -> Result<SnapshotManifest> {
+        if self.keys.manifest(&manifest.id) != key {
+            return Err(Error::damaged(&key, format!("it is the manifest of the snapshot {}", manifest.id)));
         }
-        Err(Error::damaged(key, format!("it is the manifest of the snapshot {}", manifest.id)))
+        if manifest.is_withheld() != self.repository.is_sealed() {
+            return Err(Error::damaged(&key, "whether it is sealed is not what the repository says"));
+        }
+        self.unsealed(key, manifest).await
+    }
+
+    /// The whole manifest, where it is sealed and the identity at hand opens it.
+    async fn unsealed(&self, key: String, open: SnapshotManifest) -> Result<SnapshotManifest> {
+        if !open.is_withheld() || !self.repository.has_identity() {
+            return Ok(open);
+        }
+        let whole: SnapshotManifest = match self.repository.read_sealed(&key).await {
+            Ok(Some(whole)) => whole,
+            Ok(None) => return Err(Error::Missing { key: self.stored_key(&key) }),
+            // It stays what everybody may read.
+            Err(Error::Sealed { .. }) => return Ok(open),
+            Err(error) => return Err(error),
+        };
+        if whole.withhold() == open {
+            return Ok(whole);
+        }
+        Err(Error::damaged(&key, "it does not say what its sealed part says: one of them was changed"))
+    }
+
+    /// Refuses a snapshot that the identity at hand does not open.
+    pub fn require_open(&self, manifest: &SnapshotManifest) -> Result<()> {
+        let Some(seal) = manifest.seal.as_ref().filter(|seal| seal.withheld) else { return Ok(()) };
+        Err(self.repository.sealed(&format!("snapshot {}", manifest.id), &seal.sealed_to))
+    }
+
+    /// Refuses a slice that the identity at hand does not open. Reads only how it begins.
+    pub async fn require_open_slice(&self, slice: &StoredSlice) -> Result<()> {
+        let Some(keys) = self.repository.keyring() else { return Ok(()) };
+        let store = self.repository.store().clone();
+        let key = self.stored_key(&self.slice_key(slice));
+        SealedObject::find(store, &key, Some(slice.stored_bytes), keys).await?.try_keys().await
+    }
+
+    /// The key under which an object is stored: in a sealed repository it has an ending.
+    pub fn stored_key(&self, key: &str) -> String {
+        self.repository.stored_key(key)
     }
 
     /// Completes a snapshot: everything that the manifest names must be stored before. Storing the
@@ -122,7 +170,26 @@ impl ClusterRepository {
     pub async fn put_manifest(&self, manifest: &SnapshotManifest) -> Result<()> {
         check_name(&manifest.id, "snapshot name")?;
         let key = self.keys.manifest(&manifest.id);
-        if self.repository.create_record(&key, manifest).await? { Ok(()) } else { Err(Error::Exists { key }) }
+        let open = match self.repository.is_sealed() {
+            true => self.seal_manifest(&key, manifest).await?,
+            false => manifest.clone(),
+        };
+        if self.repository.create_record(&key, &open).await? { Ok(()) } else { Err(Error::Exists { key }) }
+    }
+
+    /// Stores the whole manifest, sealed, and gives the part that everybody may read.
+    async fn seal_manifest(&self, key: &str, manifest: &SnapshotManifest) -> Result<SnapshotManifest> {
+        let stored: Option<SnapshotManifest> = self.repository.read(key).await?;
+        let recipients = match stored.as_ref().and_then(|stored| stored.seal.as_ref()) {
+            Some(seal) => seal.sealed_to.clone(),
+            None => self.repository.recipients().await?.iter().map(ToString::to_string).collect(),
+        };
+        let seal = SnapshotSeal { sealed_to: recipients, withheld: false };
+        let whole = SnapshotManifest { seal: Some(seal), ..manifest.clone() };
+        if stored.is_none() {
+            self.repository.write_sealed(key, &whole).await?;
+        }
+        Ok(whole.withhold())
     }
 
     /// Names of all snapshots that have any object, complete or not.
@@ -157,17 +224,23 @@ impl ClusterRepository {
     /// Writes a restore's record, over the one before.
     pub async fn put_restore(&self, record: &RestoreRecord) -> Result<()> {
         check_name(&record.id, "restore name")?;
-        self.repository.write(&self.keys.restore(&record.id), record).await
+        let key = self.keys.restore(&record.id);
+        match self.repository.is_sealed() {
+            true => self.repository.write(&key, &record.withhold()).await,
+            false => self.repository.write(&key, record).await,
+        }
     }
 
     /// Begins an object under one of [`ClusterRepository::keys`].
     pub async fn object_writer(&self, key: String, kind: ObjectKind) -> ObjectWriter {
-        ObjectWriter::new(self.repository.store().clone(), key, kind, self.repository.sizes())
+        // Captured slices are merged later by who captured them.
+        let session = kind == ObjectKind::Slice && key.starts_with(&self.keys.log());
+        ObjectWriter::new(&self.repository, key, kind, session)
     }
 
     /// Opens an object; `expect` is what a manifest says about it.
     pub async fn object_reader(&self, key: &str, expect: Option<&ObjectRef>) -> Result<ObjectReader> {
-        ObjectReader::open(self.repository.store().clone(), key, expect, None).await
+        ObjectReader::open(&self.repository, key, expect, None).await
     }
 
     /// The numbers of the numbered records in a folder, ascending.

@@ -68,6 +68,16 @@ pub enum Error {
         /// Identity of the cluster at hand.
         found: ClusterIdentity,
     },
+    /// Sealed, and no private key is at hand that opens it.
+    #[error("{}", sealed_text(what, sealed_to, given.as_deref()))]
+    Sealed {
+        /// Key of the object, or what else it is.
+        what: String,
+        /// The public keys to which it is sealed, as far as that is known without opening it.
+        sealed_to: Vec<String>,
+        /// The public keys of the identities that were given; none when none was.
+        given: Option<Vec<String>>,
+    },
     /// A name that must not become part of a key.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -122,6 +132,16 @@ impl Error {
         let failure =
             Failure { kind: FailureKind::Other, why: "the work was cut off".to_owned(), hint: "try again".to_owned() };
         Self::Store { doing, key: key.to_owned(), failure }
+    }
+}
+
+fn sealed_text(what: &str, sealed_to: &[String], given: Option<&[String]>) -> String {
+    let to = sealed_to.join(", ");
+    match given {
+        None => format!("{what} is sealed to {to}, and no identity file was given"),
+        Some(given) => {
+            format!("{what} cannot be opened with the identity of {}: it is sealed to {to}", given.join(", "))
+        }
     }
 }
 

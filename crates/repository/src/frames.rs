@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 
 use bytes::Bytes;
-use hindsight_format::{FORMAT_VERSION, Footer, FrameEntry, ObjectKind};
+use hindsight_format::{FORMAT_VERSION, Footer, FrameEntry, ObjectKind, SEALED_SUFFIX};
 
 use crate::error::{Error, Result};
 
@@ -244,7 +244,7 @@ impl Layout {
         crate::record::check_format(key, json)?;
         let footer: Footer = serde_json::from_slice(json)
             .map_err(|error| Error::damaged(key, format!("the footer at byte {footer_at} cannot be read: {error}")))?;
-        if footer.key != key {
+        if footer.key != key.strip_suffix(SEALED_SUFFIX).unwrap_or(key) {
             return Err(Error::damaged(key, format!("it holds what was written as {}", footer.key)));
         }
         let mut offsets = Vec::with_capacity(footer.frames.len());

@@ -34,7 +34,7 @@ impl ClusterRepository {
         let folder = self.keys().slices(stream, epoch);
         let store = self.repository().store();
         let entries = match after {
-            Some(name) => store.list_after(&folder, &self.keys().slice(stream, epoch, name)).await?,
+            Some(name) => store.list_after(&folder, &self.stored_key(&self.keys().slice(stream, epoch, name))).await?,
             None => store.list(&folder).await?,
         };
         Ok(self.sort_slices(entries).slices)
@@ -59,6 +59,7 @@ impl ClusterRepository {
     }
 
     fn parse_slice(&self, key: &str, stored_bytes: u64) -> Option<StoredSlice> {
+        let key = self.repository().unsealed_key(key)?;
         let mut parts = key.strip_prefix(&self.keys().log())?.split('/');
         let (stream, epoch, name) =
             (parts.next()?.to_owned(), parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -67,14 +68,23 @@ impl ClusterRepository {
         spelled_so.then_some(slice)
     }
 
-    /// The key of a slice.
+    /// The key of a slice, without the ending that a sealed one has in the store.
     pub fn slice_key(&self, slice: &StoredSlice) -> String {
         self.keys().slice(&slice.stream, slice.epoch, &slice.name)
     }
 
     /// Removes a slice; one that is gone already is fine.
     pub async fn delete_slice(&self, slice: &StoredSlice) -> Result<()> {
-        self.repository().store().delete(&self.slice_key(slice)).await
+        let key = self.stored_key(&self.slice_key(slice));
+        self.repository().store().delete(&key).await?;
+        self.repository().forget(&key);
+        Ok(())
+    }
+
+    /// Whether a slice can be read, and so be merged: in a sealed repository only with an identity, or by
+    /// who captured it since the repository was opened.
+    pub fn can_read(&self, slice: &StoredSlice) -> bool {
+        self.repository().can_open(&self.stored_key(&self.slice_key(slice)))
     }
 
     /// Opens a captured slice, and checks that it holds what its name promises.
@@ -89,7 +99,7 @@ impl ClusterRepository {
     }
 
     async fn open_slice(&self, key: &str, name: &SliceName, size: Option<u64>) -> Result<ObjectReader> {
-        let reader = ObjectReader::open(self.repository().store().clone(), key, None, size).await?;
+        let reader = ObjectReader::open(self.repository(), key, None, size).await?;
         let footer = reader.footer();
         match &footer.log {
             Some(log) if footer.kind == ObjectKind::Slice => {
@@ -98,9 +108,9 @@ impl ClusterRepository {
                 }
                 let why =
                     format!("its footer says that it covers {} to {}, its name says otherwise", log.start, log.end);
-                Err(Error::damaged(key, why))
+                Err(Error::damaged(reader.key(), why))
             }
-            _ => Err(Error::damaged(key, "it is not a slice of a log")),
+            _ => Err(Error::damaged(reader.key(), "it is not a slice of a log")),
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod error;
+mod folder;
 mod frames;
 mod history;
 mod leases;
@@ -12,9 +13,12 @@ mod merge;
 mod probe;
 mod profile;
 mod reader;
+mod recipients;
 mod record;
 mod repository;
 mod s3;
+mod seal;
+mod source;
 mod spec;
 mod store;
 mod writer;
@@ -29,5 +33,6 @@ pub use probe::{CheckReport, CheckStep, Outcome};
 pub use reader::ObjectReader;
 pub use repository::Repository;
 pub use s3::S3Options;
+pub use seal::{Identity, IdentityError, Recipient};
 pub use spec::{RepositorySpec, default_url};
 pub use writer::{ObjectWriter, WrittenObject};

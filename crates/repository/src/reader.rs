@@ -11,7 +11,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::error::{Error, Result};
 use crate::frames::{HEADER_LEN, Layout, Tail, decode_frame, parse_tail, verify_frame, verify_header};
-use crate::store::Store;
+use crate::repository::Repository;
+use crate::source::Source;
 
 /// What is read first: small slices fit in whole.
 const FIRST_TAIL: u64 = 64 << 10;
@@ -30,8 +31,9 @@ pub struct ObjectReader {
 
 #[derive(Debug)]
 struct Shared {
-    store: Store,
+    source: Source,
     key: String,
+    /// Bytes of the object, unsealed.
     size: u64,
     layout: Layout,
     /// The end of the object, as far as it was read already.
@@ -47,12 +49,18 @@ struct Run {
 
 impl ObjectReader {
     /// Opens an object: reads its footer and checks all that can be checked without the frames.
-    /// `size` is what a listing said.
-    pub(crate) async fn open(store: Store, key: &str, expect: Option<&ObjectRef>, size: Option<u64>) -> Result<Self> {
+    /// `size` is what a listing said. The key is the one that it has unsealed.
+    pub(crate) async fn open(
+        repository: &Repository,
+        key: &str,
+        expect: Option<&ObjectRef>,
+        size: Option<u64>,
+    ) -> Result<Self> {
         let size = expect.map(|expect| expect.stored_bytes).or(size);
-        let (mut size, mut tail) = store.tail(key, size, FIRST_TAIL).await?;
-        if let Some(expect) = expect.filter(|expect| expect.stored_bytes != size) {
-            let why = format!("it has {size} bytes, the manifest says {}", expect.stored_bytes);
+        let key = &*repository.stored_key(key);
+        let (source, mut size, mut tail) = Source::find(repository, key, size, FIRST_TAIL).await?;
+        if let Some(expect) = expect.filter(|expect| expect.stored_bytes != source.stored_bytes()) {
+            let why = format!("it has {} bytes, the manifest says {}", source.stored_bytes(), expect.stored_bytes);
             return Err(Error::damaged(key, why));
         }
         let layout = loop {
@@ -60,7 +68,7 @@ impl ObjectReader {
                 Tail::Found(layout) => break *layout,
                 Tail::NeedsMore(length) => {
                     let known = tail.len() as u64;
-                    (size, tail) = store.tail(key, Some(size), length).await?;
+                    (size, tail) = source.tail(length).await?;
                     if (tail.len() as u64) <= known {
                         return Err(Error::damaged(key, "its footer could not be read whole"));
                     }
@@ -79,17 +87,17 @@ impl ObjectReader {
         if tail.len() as u64 == size {
             verify_header(key, &layout.footer, &tail)?;
         }
-        Ok(Self { shared: Arc::new(Shared { store, key: key.to_owned(), size, layout, tail }) })
+        Ok(Self { shared: Arc::new(Shared { source, key: key.to_owned(), size, layout, tail }) })
     }
 
-    /// Key of the object.
+    /// Key of the object, as it is stored.
     pub fn key(&self) -> &str {
         &self.shared.key
     }
 
     /// Bytes stored.
     pub fn stored_bytes(&self) -> u64 {
-        self.shared.size
+        self.shared.source.stored_bytes()
     }
 
     /// Bytes after decompression.
@@ -207,12 +215,7 @@ impl Shared {
                 return Ok(self.tail.slice(from..to));
             }
         }
-        let bytes = self.store.range(&self.key, range.clone()).await?;
-        if bytes.len() as u64 != range.end - range.start {
-            let why = format!("{} bytes at byte {} gave only {}", range.end - range.start, range.start, bytes.len());
-            return Err(Error::damaged(&self.key, why));
-        }
-        Ok(bytes)
+        self.source.range(range).await
     }
 
     async fn read_run(self: Arc<Self>, run: Run) -> Result<Vec<(usize, Bytes)>> {

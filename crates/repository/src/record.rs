@@ -33,6 +33,11 @@ pub(crate) fn encode<T: Serialize>(key: &str, record: &T) -> Result<Bytes> {
 
 /// Reads a record, if its checksum is right and its format known.
 pub(crate) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {
+    decode_up_to(FORMAT_VERSION, key, bytes)
+}
+
+/// The same for a record of which newer formats are known.
+pub(crate) fn decode_up_to<T: DeserializeOwned>(known: u32, key: &str, bytes: &[u8]) -> Result<T> {
     let sealed = bytes.strip_prefix(OPENING).and_then(|rest| rest.split_at_checked(HASH_LEN));
     let Some((hash, body)) = sealed.and_then(|(hash, rest)| Some((hash, rest.strip_prefix(CLOSING)?))) else {
         let why = format!("its first line should hold its checksum ({} bytes)", bytes.len());
@@ -43,19 +48,23 @@ pub(crate) fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> 
         return Err(Error::damaged(key, why));
     }
     let json = [b"{", body].concat();
-    check_format(key, &json)?;
+    check_format_up_to(known, key, &json)?;
     serde_json::from_slice(&json).map_err(|error| Error::damaged(key, format!("it cannot be read: {error}")))
 }
 
 /// Refuses what a newer program wrote, before its fields are looked at.
 pub(crate) fn check_format(key: &str, json: &[u8]) -> Result<()> {
+    check_format_up_to(FORMAT_VERSION, key, json)
+}
+
+fn check_format_up_to(known: u32, key: &str, json: &[u8]) -> Result<()> {
     #[derive(Deserialize)]
     struct Versioned {
         format: Option<u32>,
     }
     match serde_json::from_slice::<Versioned>(json) {
-        Ok(Versioned { format: Some(found) }) if found > FORMAT_VERSION => {
-            Err(Error::NewerFormat { key: key.to_owned(), found, known: FORMAT_VERSION })
+        Ok(Versioned { format: Some(found) }) if found > known => {
+            Err(Error::NewerFormat { key: key.to_owned(), found, known })
         }
         _ => Ok(()),
     }

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use hindsight_format::{ClusterDescriptor, FORMAT_VERSION, Keys, PutIfAbsent, RepositoryDescriptor};
+use hindsight_format::{
+    ClusterDescriptor, FORMAT_VERSION, Keys, PutIfAbsent, RepositoryDescriptor, SEALED_FORMAT_VERSION,
+};
 use jiff::Timestamp;
 use object_store::ObjectStore;
 use serde::Serialize;
@@ -17,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::leases::Observation;
 use crate::probe::{CheckReport, probe, warning};
 use crate::record;
+use crate::seal::{self, Identity, Recipient, Sealing};
 use crate::spec::{Location, Patience, RepositorySpec};
 use crate::store::Store;
 use crate::writer::PartSizes;
@@ -28,6 +31,8 @@ pub(crate) const READ_AT_ONCE: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Repository {
     inner: Arc<Inner>,
+    /// Private keys for what is sealed.
+    identity: Option<Arc<Identity>>,
 }
 
 #[derive(Debug)]
@@ -37,6 +42,8 @@ struct Inner {
     store: Store,
     quick: Store,
     sizes: PartSizes,
+    /// Where everything is sealed.
+    sealing: Option<Sealing>,
     /// When states of leases were seen first, by the key of the lease's folder.
     observations: Mutex<HashMap<String, Observation>>,
 }
@@ -46,7 +53,7 @@ impl Repository {
     pub async fn open(spec: &RepositorySpec) -> Result<Option<Self>> {
         let location = Location::of(spec)?;
         let Some(quick) = location.connect(Patience::Short).await? else { return Ok(None) };
-        Self::open_at(&location, Store::new(quick)).await
+        Self::open_at(&location, quick).await
     }
 
     /// Opens a repository, or makes one: tries out the store first, and refuses it with the missing
@@ -58,9 +65,25 @@ impl Repository {
         let location = Location::of(spec)?;
         location.make_folder()?;
         let missing = || Error::Url { url: location.url.clone(), why: "its folder vanished".to_owned() };
-        let quick = Store::new(location.connect(Patience::Short).await?.ok_or_else(missing)?);
-        Self::create(&quick, &location.url).await?;
+        let quick = location.connect(Patience::Short).await?.ok_or_else(missing)?;
+        Self::create(&quick, &location.url, &[]).await?;
         Self::open_at(&location, quick).await?.ok_or_else(|| Error::Missing { key: Keys::REPOSITORY.to_owned() })
+    }
+
+    /// Makes a repository where there is none; sealed to `recipients` when there are some.
+    pub async fn make(spec: &RepositorySpec, recipients: &[Recipient]) -> Result<Self> {
+        let refuse = |open: &Self| Error::Refused(format!("{} is a repository already, {}", open.url(), open.nature()));
+        if let Some(open) = Self::open(spec).await? {
+            return Err(refuse(&open));
+        }
+        let location = Location::of(spec)?;
+        location.make_folder()?;
+        let missing = || Error::Url { url: location.url.clone(), why: "its folder vanished".to_owned() };
+        let quick = location.connect(Patience::Short).await?.ok_or_else(missing)?;
+        let made = Self::create(&quick, &location.url, recipients).await?;
+        let open = Self::open_at(&location, quick).await?;
+        let open = open.ok_or_else(|| Error::Missing { key: Keys::REPOSITORY.to_owned() })?;
+        if made { Ok(open) } else { Err(refuse(&open)) }
     }
 
     /// Tries out the store of a repository that may not exist yet. Writes and removes a few small
@@ -69,7 +92,7 @@ impl Repository {
         let location = Location::of(spec)?;
         location.make_folder()?;
         match location.connect(Patience::Short).await? {
-            Some(store) => Ok(probe(&Store::new(store), &location.url).await),
+            Some(store) => Ok(probe(&store, &location.url).await),
             None => Err(Error::Url { url: location.url, why: "its folder vanished".to_owned() }),
         }
     }
@@ -77,13 +100,23 @@ impl Repository {
     /// A repository in a store that the caller made, as [`Repository::open_or_create`]: for tests
     /// that let a store misbehave.
     pub async fn over(store: Arc<dyn ObjectStore>, url: &str) -> Result<Self> {
-        Self::over_sized(store, url, PartSizes::default()).await
+        Self::over_sized(store, url, &[], PartSizes::default()).await
     }
 
-    pub(crate) async fn over_sized(store: Arc<dyn ObjectStore>, url: &str, sizes: PartSizes) -> Result<Self> {
+    /// The same, sealed where it is made.
+    pub async fn over_sealed(store: Arc<dyn ObjectStore>, url: &str, recipients: &[Recipient]) -> Result<Self> {
+        Self::over_sized(store, url, recipients, PartSizes::default()).await
+    }
+
+    pub(crate) async fn over_sized(
+        store: Arc<dyn ObjectStore>,
+        url: &str,
+        recipients: &[Recipient],
+        sizes: PartSizes,
+    ) -> Result<Self> {
         let store = Store::new(store);
         if store.get(Keys::REPOSITORY).await?.is_none() {
-            Self::create(&store, url).await?;
+            Self::create(&store, url, recipients).await?;
         }
         match store.get(Keys::REPOSITORY).await? {
             Some(bytes) => Self::new(url.to_owned(), store.clone(), store, &bytes, sizes),
@@ -94,17 +127,22 @@ impl Repository {
     async fn open_at(location: &Location, quick: Store) -> Result<Option<Self>> {
         let Some(bytes) = quick.get(Keys::REPOSITORY).await? else { return Ok(None) };
         let Some(store) = location.connect(Patience::Long).await? else { return Ok(None) };
-        Self::new(location.url.clone(), Store::new(store), quick, &bytes, PartSizes::default()).map(Some)
+        Self::new(location.url.clone(), store, quick, &bytes, PartSizes::default()).map(Some)
     }
 
     fn new(url: String, store: Store, quick: Store, descriptor: &Bytes, sizes: PartSizes) -> Result<Self> {
-        let descriptor = record::decode(Keys::REPOSITORY, descriptor)?;
-        let inner = Inner { url, descriptor, store, quick, sizes, observations: Mutex::default() };
-        Ok(Self { inner: Arc::new(inner) })
+        let descriptor = read_descriptor(descriptor)?;
+        let sealing = match descriptor.sealed_to.as_slice() {
+            [] => None,
+            some => Some(Sealing::new(seal::recipients(Keys::REPOSITORY, some)?)),
+        };
+        let inner = Inner { url, descriptor, store, quick, sizes, sealing, observations: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner), identity: None })
     }
 
-    /// Tries out the store and writes the descriptor. Losing a race for that is fine.
-    async fn create(store: &Store, url: &str) -> Result<()> {
+    /// Tries out the store and writes the descriptor. `false`: another one was first.
+    async fn create(store: &Store, url: &str, recipients: &[Recipient]) -> Result<bool> {
+        let recipients = if recipients.is_empty() { Vec::new() } else { seal::choice(recipients)? };
         let report = probe(store, url).await;
         if let Some(step) = report.failure() {
             let way_out = if step.hint.is_empty() { String::new() } else { format!(" ({})", step.hint) };
@@ -117,15 +155,15 @@ impl Repository {
             tracing::warn!(url, "{why}: {hint}");
         }
         let descriptor = RepositoryDescriptor {
-            format: FORMAT_VERSION,
+            format: if recipients.is_empty() { FORMAT_VERSION } else { SEALED_FORMAT_VERSION },
             id: format!("{:032x}", rand::random::<u128>()),
             created_at: Timestamp::now(),
             created_by: env!("CARGO_PKG_VERSION").to_owned(),
             put_if_absent,
+            sealed_to: recipients.iter().map(ToString::to_string).collect(),
         };
         let bytes = record::encode(Keys::REPOSITORY, &descriptor)?;
-        store.create(Keys::REPOSITORY, bytes, put_if_absent).await?;
-        Ok(())
+        store.create(Keys::REPOSITORY, bytes, put_if_absent).await
     }
 
     /// Tries out the store and the descriptor, step by step.
@@ -133,7 +171,7 @@ impl Repository {
         let since = Instant::now();
         let stored = self.inner.quick.get(Keys::REPOSITORY).await.and_then(|bytes| {
             let bytes = bytes.ok_or_else(|| Error::Missing { key: Keys::REPOSITORY.to_owned() })?;
-            record::decode::<RepositoryDescriptor>(Keys::REPOSITORY, &bytes).map(drop)
+            read_descriptor(&bytes).map(drop)
         });
         let mut open = CheckReport { url: self.inner.url.clone(), steps: Vec::new(), put_if_absent: None };
         open.push("open", since, stored);
@@ -172,6 +210,20 @@ impl Repository {
         &self.inner.store
     }
 
+    pub(crate) fn sealing(&self) -> Option<&Sealing> {
+        self.inner.sealing.as_ref()
+    }
+
+    pub(crate) fn identity(&self) -> Option<&Arc<Identity>> {
+        self.identity.as_ref()
+    }
+
+    /// The same repository, to be read with these private keys.
+    #[must_use]
+    pub fn with_identity(&self, identity: Identity) -> Self {
+        Self { inner: self.inner.clone(), identity: Some(Arc::new(identity)) }
+    }
+
     pub(crate) fn sizes(&self) -> PartSizes {
         self.inner.sizes
     }
@@ -207,4 +259,14 @@ impl Repository {
             .try_collect()
             .await
     }
+}
+
+/// The descriptor may have the format of a sealed repository: no other record has it.
+fn read_descriptor(bytes: &Bytes) -> Result<RepositoryDescriptor> {
+    let descriptor: RepositoryDescriptor = record::decode_up_to(SEALED_FORMAT_VERSION, Keys::REPOSITORY, bytes)?;
+    if descriptor.sealed_to.is_empty() == (descriptor.format == SEALED_FORMAT_VERSION) {
+        let why = format!("a repository of format {} is sealed or not, and it says otherwise", descriptor.format);
+        return Err(Error::damaged(Keys::REPOSITORY, why));
+    }
+    Ok(descriptor)
 }

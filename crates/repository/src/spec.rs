@@ -13,6 +13,7 @@ use url::Url;
 
 use crate::error::{Error, Result, one_line};
 use crate::s3::S3Options;
+use crate::store::Store;
 
 /// Which repository to use, and how to reach it.
 #[derive(Clone, Debug, Default)]
@@ -106,7 +107,7 @@ impl Location {
     }
 
     /// The object store, rooted at the prefix. `None`: the folder does not exist.
-    pub(crate) async fn connect(&self, patience: Patience) -> Result<Option<Arc<dyn ObjectStore>>> {
+    pub(crate) async fn connect(&self, patience: Patience) -> Result<Option<Store>> {
         let fail = |error: object_store::Error| Error::Url { url: self.url.clone(), why: one_line(&error.to_string()) };
         let timeout = (ClientConfigKey::Timeout, patience.request_timeout());
         match &self.place {
@@ -119,11 +120,11 @@ impl Location {
                     Err(error) => return Err(self.refused(&error.to_string())),
                 }
                 let store = LocalFileSystem::new_with_prefix(path).map_err(fail)?.with_fsync(true);
-                Ok(Some(Arc::new(store.with_automatic_cleanup(true))))
+                Ok(Some(Store::in_folder(Arc::new(store.with_automatic_cleanup(true)), path.clone())))
             }
             Place::S3 { bucket, prefix } => {
                 let store = self.s3.connect(bucket, patience).await?;
-                Ok(Some(under(store, prefix)))
+                Ok(Some(Store::new(under(store, prefix))))
             }
             Place::Azure { container, prefix } => {
                 let store = MicrosoftAzureBuilder::from_env()
@@ -131,7 +132,7 @@ impl Location {
                     .with_config(object_store::azure::AzureConfigKey::Client(timeout.0), timeout.1)
                     .with_retry(patience.retry())
                     .build();
-                Ok(Some(under(Arc::new(store.map_err(fail)?), prefix)))
+                Ok(Some(Store::new(under(Arc::new(store.map_err(fail)?), prefix))))
             }
             Place::Google { bucket, prefix } => {
                 let store = GoogleCloudStorageBuilder::from_env()
@@ -139,7 +140,7 @@ impl Location {
                     .with_config(object_store::gcp::GoogleConfigKey::Client(timeout.0), timeout.1)
                     .with_retry(patience.retry())
                     .build();
-                Ok(Some(under(Arc::new(store.map_err(fail)?), prefix)))
+                Ok(Some(Store::new(under(Arc::new(store.map_err(fail)?), prefix))))
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use object_store::{
 };
 
 use crate::error::{Error, Result};
+use crate::folder::Folder;
 
 /// Largest record that is read whole.
 const MAX_RECORD: u64 = 64 << 20;
@@ -33,6 +35,8 @@ pub(crate) struct Entry {
 #[derive(Clone)]
 pub(crate) struct Store {
     inner: Arc<dyn ObjectStore>,
+    /// The folder that it is, where it is one.
+    folder: Option<Arc<Folder>>,
 }
 
 impl fmt::Debug for Store {
@@ -42,18 +46,38 @@ impl fmt::Debug for Store {
     }
 }
 
-fn path(key: &str) -> Result<Path> {
-    Path::parse(key).map_err(|error| Error::Refused(format!("{key:?} is no usable key: {error}")))
-}
-
 impl Store {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner }
+        Self { inner, folder: None }
+    }
+
+    /// A store that is a folder, out of which nothing in it may lead.
+    pub(crate) fn in_folder(inner: Arc<dyn ObjectStore>, root: PathBuf) -> Self {
+        Self { inner, folder: Some(Arc::new(Folder(root))) }
+    }
+
+    fn path(&self, key: &str) -> Result<Path> {
+        let path = Path::parse(key).map_err(|error| Error::Refused(format!("{key:?} is no usable key: {error}")))?;
+        if let Some(folder) = &self.folder {
+            folder.check_way(key)?;
+        }
+        Ok(path)
+    }
+
+    /// The folder of a listing: of one level, or of all below.
+    async fn prefix(&self, key: &str, deep: bool) -> Result<Path> {
+        let path = self.path(key)?;
+        if let Some(folder) = self.folder.clone() {
+            let named = key.to_owned();
+            let looking = tokio::task::spawn_blocking(move || folder.check_below(&named, deep)).await;
+            looking.map_err(|_| Error::cut_off("list", key))??;
+        }
+        Ok(path)
     }
 
     /// A whole record; none when there is no such object.
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        let found = match self.inner.get(&path(key)?).await {
+        let found = match self.inner.get(&self.path(key)?).await {
             Ok(found) => found,
             Err(error) => return missing_as_none(Error::store("read", key, &error)),
         };
@@ -70,7 +94,7 @@ impl Store {
     /// this takes one request. Ranges that count from the end would do without, but Azure and
     /// others do not know them.
     pub(crate) async fn tail(&self, key: &str, expected: Option<u64>, length: u64) -> Result<(u64, Bytes)> {
-        let at = path(key)?;
+        let at = self.path(key)?;
         let fail = |error: &StoreError| Error::store("read", key, error);
         let head = async || Ok::<_, Error>(self.inner.head(&at).await.map_err(|error| fail(&error))?.size);
         let mut size = match expected {
@@ -100,24 +124,24 @@ impl Store {
 
     /// Some bytes of an object; fewer when it ends before.
     pub(crate) async fn range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
-        let read = self.inner.get_range(&path(key)?, range).await;
+        let read = self.inner.get_range(&self.path(key)?, range).await;
         read.map_err(|error| Error::store("read", key, &error))
     }
 
     /// Writes, whether or not the object exists.
     pub(crate) async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
-        let written = self.inner.put(&path(key)?, payload).await;
+        let written = self.inner.put(&self.path(key)?, payload).await;
         written.map(drop).map_err(|error| Error::store("write", key, &error))
     }
 
     pub(crate) async fn upload(&self, key: &str) -> Result<Box<dyn MultipartUpload>> {
-        let begun = self.inner.put_multipart(&path(key)?).await;
+        let begun = self.inner.put_multipart(&self.path(key)?).await;
         begun.map_err(|error| Error::store("write", key, &error))
     }
 
     /// Asks the store to write an object that does not exist. `false`: it does.
     pub(crate) async fn try_create(&self, key: &str, bytes: Bytes) -> Result<bool> {
-        match self.inner.put_opts(&path(key)?, bytes.into(), PutMode::Create.into()).await {
+        match self.inner.put_opts(&self.path(key)?, bytes.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(true),
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(false),
             Err(error) => Err(Error::store("create", key, &error)),
@@ -153,7 +177,7 @@ impl Store {
 
     /// Deletes; what is not there is deleted already.
     pub(crate) async fn delete(&self, key: &str) -> Result<()> {
-        match self.inner.delete(&path(key)?).await {
+        match self.inner.delete(&self.path(key)?).await {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(Error::store("delete", key, &error)),
         }
@@ -170,13 +194,13 @@ impl Store {
 
     /// All objects under a folder, by key.
     pub(crate) async fn list(&self, folder: &str) -> Result<Vec<Entry>> {
-        let prefix = path(folder)?;
+        let prefix = self.prefix(folder, true).await?;
         self.collect(folder, self.inner.list(Some(&prefix))).await
     }
 
     /// Objects under a folder whose key is greater than `after`, by key.
     pub(crate) async fn list_after(&self, folder: &str, after: &str) -> Result<Vec<Entry>> {
-        let (prefix, offset) = (path(folder)?, path(after)?);
+        let (prefix, offset) = (self.prefix(folder, true).await?, self.path(after)?);
         self.collect(folder, self.inner.list_with_offset(Some(&prefix), &offset)).await
     }
 
@@ -196,7 +220,7 @@ impl Store {
 
     /// Names of the folders directly in a folder, sorted.
     pub(crate) async fn folders(&self, folder: &str) -> Result<Vec<String>> {
-        let found = self.inner.list_with_delimiter(Some(&path(folder)?)).await;
+        let found = self.inner.list_with_delimiter(Some(&self.prefix(folder, false).await?)).await;
         let found = found.map_err(|error| Error::store("list", folder, &error))?;
         let mut names: Vec<_> =
             found.common_prefixes.iter().filter_map(|prefix| Some(prefix.filename()?.to_owned())).collect();

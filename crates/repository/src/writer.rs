@@ -10,10 +10,14 @@ use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
 use crate::frames::{EncodedFrame, encode_footer, footer_of, header};
+use crate::repository::Repository;
+use crate::seal::Sealer;
 use crate::store::Store;
 
 /// Parts that are uploaded at the same time.
 const PARTS_IN_FLIGHT: usize = 2;
+/// Bytes of the end that are kept to be compared.
+const END: usize = 64 << 10;
 /// Parts that a store takes for one object (Amazon S3, "Multipart upload limits").
 const MAX_PARTS: u64 = 10_000;
 
@@ -50,6 +54,20 @@ pub struct WrittenObject {
     pub footer_blake3: String,
     /// Number of frames.
     pub frames: u64,
+    /// The last bytes as they are stored, to be compared with what is there.
+    pub(crate) end: Bytes,
+}
+
+/// How the bytes of an object become what is stored.
+enum Seal {
+    Plain,
+    /// Nothing was written yet: to whom it is sealed is asked for then.
+    ToBegin {
+        repository: Repository,
+        /// To the session's key too.
+        session: bool,
+    },
+    Begun(Sealer),
 }
 
 /// Writes one object frame by frame. Nothing is visible under its key before
@@ -57,6 +75,11 @@ pub struct WrittenObject {
 pub struct ObjectWriter {
     store: Store,
     key: String,
+    /// The key under which it is stored.
+    stored_key: String,
+    seal: Seal,
+    session: Option<Repository>,
+    end: Bytes,
     kind: ObjectKind,
     sizes: PartSizes,
     frames: Vec<FrameEntry>,
@@ -77,9 +100,20 @@ impl fmt::Debug for ObjectWriter {
 }
 
 impl ObjectWriter {
-    pub(crate) fn new(store: Store, key: String, kind: ObjectKind, sizes: PartSizes) -> Self {
+    /// Begins the object that is under `key` unsealed. With `session`, who captures can open it again
+    /// for as long as the repository stays open.
+    pub(crate) fn new(repository: &Repository, key: String, kind: ObjectKind, session: bool) -> Self {
+        let sizes = repository.sizes();
+        let seal = match repository.is_sealed() {
+            true => Seal::ToBegin { repository: repository.clone(), session },
+            false => Seal::Plain,
+        };
         let mut writer = Self {
-            store,
+            store: repository.store().clone(),
+            stored_key: repository.stored_key(&key),
+            seal,
+            session: session.then(|| repository.clone()),
+            end: Bytes::new(),
             key,
             kind,
             sizes,
@@ -92,11 +126,17 @@ impl ObjectWriter {
             upload: None,
             in_flight: JoinSet::new(),
         };
-        writer.push(Bytes::copy_from_slice(&header(kind, FORMAT_VERSION)));
+        if matches!(writer.seal, Seal::Plain) {
+            writer.push(writer.header());
+        }
         writer
     }
 
-    /// Key of the object.
+    fn header(&self) -> Bytes {
+        Bytes::copy_from_slice(&header(self.kind, FORMAT_VERSION))
+    }
+
+    /// Key of the object, without the ending that a sealed one has in the store.
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -115,7 +155,7 @@ impl ObjectWriter {
     pub async fn write(&mut self, frame: EncodedFrame) -> Result<()> {
         self.raw_bytes += u64::from(frame.entry.raw_len);
         self.frames.push(frame.entry);
-        self.push(frame.stored);
+        self.seal_and_push(frame.stored).await?;
         self.send_full_parts().await
     }
 
@@ -124,11 +164,14 @@ impl ObjectWriter {
         let footer = footer_of(&self.key, self.kind, std::mem::take(&mut self.frames), log);
         let frames = footer.frames.len() as u64;
         let (bytes, footer_blake3) = encode_footer(&footer)?;
-        self.push(bytes.into());
+        self.seal_and_push(bytes.into()).await?;
+        if let Seal::Begun(sealer) = std::mem::replace(&mut self.seal, Seal::Plain) {
+            self.push(sealer.finish()?);
+        }
         self.send_full_parts().await?;
         if self.upload.is_none() {
             let payload = self.take(self.buffered);
-            self.store.put(&self.key, payload).await?;
+            self.store.put(&self.stored_key, payload).await?;
         } else {
             if self.buffered > 0 {
                 self.send_part(self.buffered).await?;
@@ -137,11 +180,15 @@ impl ObjectWriter {
                 self.wait_for_part().await?;
             }
             if let Some(upload) = &mut self.upload {
-                upload.complete().await.map_err(|error| Error::store("write", &self.key, &error))?;
+                upload.complete().await.map_err(|error| Error::store("write", &self.stored_key, &error))?;
             }
             self.upload = None;
         }
-        Ok(WrittenObject { stored_bytes: self.stored_bytes, raw_bytes: self.raw_bytes, footer_blake3, frames })
+        if let Some(repository) = &self.session {
+            repository.remember(&self.stored_key);
+        }
+        let (stored_bytes, raw_bytes, end) = (self.stored_bytes, self.raw_bytes, std::mem::take(&mut self.end));
+        Ok(WrittenObject { stored_bytes, raw_bytes, footer_blake3, frames, end })
     }
 
     /// Gives up, and waits until what was uploaded is cleared away.
@@ -154,7 +201,28 @@ impl ObjectWriter {
         }
     }
 
+    async fn seal_and_push(&mut self, bytes: Bytes) -> Result<()> {
+        if let Seal::ToBegin { repository, session } = &self.seal {
+            let mut recipients = repository.recipients().await?;
+            recipients.extend(repository.session_recipient().filter(|_| *session));
+            let mut sealer = Sealer::begin(&self.stored_key, &recipients)?;
+            let start = sealer.seal(self.header()).await?;
+            self.seal = Seal::Begun(sealer);
+            self.push(start);
+        }
+        let bytes = match &mut self.seal {
+            Seal::Begun(sealer) => sealer.seal(bytes).await?,
+            _ => bytes,
+        };
+        self.push(bytes);
+        Ok(())
+    }
+
     fn push(&mut self, bytes: Bytes) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.end = bytes.slice(bytes.len().saturating_sub(END)..);
         self.stored_bytes += bytes.len() as u64;
         self.buffered += bytes.len();
         self.buffer.push_back(bytes);
@@ -181,7 +249,7 @@ impl ObjectWriter {
         self.parts += 1;
         let upload = match &mut self.upload {
             Some(upload) => upload,
-            None => self.upload.insert(self.store.upload(&self.key).await?),
+            None => self.upload.insert(self.store.upload(&self.stored_key).await?),
         };
         self.in_flight.spawn(upload.put_part(payload));
         Ok(())
@@ -190,8 +258,8 @@ impl ObjectWriter {
     async fn wait_for_part(&mut self) -> Result<()> {
         match self.in_flight.join_next().await {
             None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(error))) => Err(Error::store("write", &self.key, &error)),
-            Some(Err(_)) => Err(Error::cut_off("write", &self.key)),
+            Some(Ok(Err(error))) => Err(Error::store("write", &self.stored_key, &error)),
+            Some(Err(_)) => Err(Error::cut_off("write", &self.stored_key)),
         }
     }
 
@@ -234,14 +302,13 @@ mod tests {
 
     use super::*;
     use crate::frames::encode_frame;
-    use crate::repository::Repository;
 
     /// Many parts, the sizes of which grow, on a store that keeps them in memory.
     #[tokio::test]
     async fn small_parts_make_the_same_object() {
         let store = Arc::new(InMemory::new());
         let sizes = PartSizes { first: 100, equal: 4, step: 2 };
-        let repository = Repository::over_sized(store.clone(), "memory://", sizes).await.unwrap();
+        let repository = Repository::over_sized(store.clone(), "memory://", &[], sizes).await.unwrap();
         let cluster = repository.cluster("c").unwrap();
         for length in [0_usize, 1, 70, 99, 100, 101, 5_000, 20_000] {
             let key = cluster.keys().snapshot_object("s", &format!("o{length}"));
@@ -261,7 +328,7 @@ mod tests {
     #[tokio::test]
     async fn a_store_has_a_largest_number_of_parts() {
         let sizes = PartSizes { first: 8, equal: u64::MAX / 2, step: 1 };
-        let repository = Repository::over_sized(Arc::new(InMemory::new()), "memory://", sizes).await.unwrap();
+        let repository = Repository::over_sized(Arc::new(InMemory::new()), "memory://", &[], sizes).await.unwrap();
         let cluster = repository.cluster("c").unwrap();
         let mut writer = cluster.object_writer(cluster.keys().snapshot_object("s", "o"), ObjectKind::Data).await;
         let noise: Vec<u8> =

@@ -69,6 +69,7 @@ pub fn snapshot(id: &str, last: Point) -> SnapshotManifest {
         objects: vec![],
         totals: SnapshotTotals { stored_bytes: 1000, ..SnapshotTotals::default() },
         created_by: "test".into(),
+        seal: None,
     }
 }
 

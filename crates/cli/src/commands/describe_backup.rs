@@ -23,7 +23,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    let cluster = stored_cluster(context).await?;
+    let mut cluster = stored_cluster(context).await?;
+    if args.with_collections || context.has_identity() {
+        cluster = context.unlocked(cluster.repository()).await?.cluster(cluster.name())?;
+    }
     let found = match check_name(&args.name, "snapshot name") {
         Ok(()) => cluster.snapshot(&args.name).await?,
         Err(_) => None,

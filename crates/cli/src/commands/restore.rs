@@ -81,6 +81,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
 
     let connected = connect(context).await?;
     let repository = context.repository().await?.ok_or_else(nothing_stored)?;
+    let repository = context.unlocked(&repository).await?;
     let source = to_restore(context, &repository, &connected.probe.identity).await?;
     let request = RestoreRequest {
         target: point.target,

@@ -59,6 +59,7 @@ pub(super) fn snapshot(at: &str, epoch: u64) -> SnapshotManifest {
             log_records: 321,
         },
         created_by: "0.1.0".to_owned(),
+        seal: None,
     }
 }
 

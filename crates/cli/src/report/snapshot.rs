@@ -42,6 +42,9 @@ pub(crate) struct SnapshotReport {
     /// Its own piece of each log: the snapshot is consistent at `last`.
     log: Vec<OwnLog>,
     objects: Vec<Object>,
+    /// The public keys to which it is sealed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sealed_to: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     collections: Option<Vec<CollectionInfo>>,
 }
@@ -112,6 +115,7 @@ impl SnapshotReport {
             hindsight_version: snapshot.created_by.clone(),
             log: log.collect(),
             objects: objects.collect(),
+            sealed_to: snapshot.seal.as_ref().map(|seal| seal.sealed_to.clone()),
             collections,
         }
     }

@@ -80,6 +80,7 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
         objects,
         totals,
         created_by: env!("CARGO_PKG_VERSION").to_owned(),
+        seal: None,
     })
 }
 

@@ -121,6 +121,7 @@ pub(super) async fn store(
 
 /// Reads the catalog object of a snapshot.
 pub(crate) async fn load(cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<StoredCatalog> {
+    cluster.require_open(manifest)?;
     let damaged = || EngineError::damaged(format!("the catalog of snapshot {} cannot be read", manifest.id));
     let object = manifest.objects.iter().find(|object| object.name == NAME).ok_or_else(damaged)?;
     let key = cluster.keys().snapshot_object(&manifest.id, NAME);

@@ -11,7 +11,7 @@ use hindsight_format::{
     StoredSlice,
 };
 use hindsight_repository::{
-    ClusterRepository, ObjectReader, Repository, RepositorySpec, Result, WrittenObject, encode_frame,
+    ClusterRepository, Identity, ObjectReader, Repository, RepositorySpec, Result, WrittenObject, encode_frame,
 };
 use jiff::Timestamp;
 pub use moody::{Mood, MoodyStore};
@@ -31,6 +31,24 @@ pub async fn cluster() -> (TempDir, ClusterRepository) {
     let (folder, repository) = repository().await;
     let cluster = repository.cluster("rs0").unwrap();
     (folder, cluster)
+}
+
+/// A sealed repository, who can open it, and its folder. The handle has no private key.
+pub async fn sealed() -> (TempDir, ClusterRepository, Identity) {
+    let identity = Identity::generate();
+    let folder = tempfile::tempdir().unwrap();
+    let spec = RepositorySpec::new(folder.path().join("repository").display().to_string());
+    let repository = Repository::make(&spec, &identity.recipients()).await.unwrap();
+    let cluster = repository.cluster("rs0").unwrap();
+    (folder, cluster, identity)
+}
+
+/// A cluster of the same folder as another process would open it.
+pub async fn opened(folder: &TempDir, identity: Option<&Identity>) -> ClusterRepository {
+    let spec = RepositorySpec::new(folder.path().join("repository").display().to_string());
+    let repository = Repository::open(&spec).await.unwrap().unwrap();
+    let repository = identity.map_or_else(|| repository.clone(), |identity| repository.with_identity(identity.clone()));
+    repository.cluster("rs0").unwrap()
 }
 
 /// The file of a key in a repository made by [`repository`].
@@ -104,5 +122,6 @@ pub fn manifest(id: &str) -> SnapshotManifest {
         objects: Vec::new(),
         totals: SnapshotTotals::default(),
         created_by: "test".into(),
+        seal: None,
     }
 }

@@ -1,0 +1,85 @@
+//! A repository that is a folder: nothing in it leads out of it.
+//!
+//! Whoever can write to the folder could otherwise make Hindsight read or write elsewhere, by a
+//! symbolic link in place of a folder or file. The repository's folder may itself be a link.
+
+use std::ffi::OsStr;
+use std::fs::FileType;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Folders within folders that are looked into: keys have eight parts at most.
+const DEPTH: usize = 16;
+
+/// The repository's folder.
+#[derive(Debug)]
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    /// Refuses a key on the way to which something leads elsewhere.
+    pub(crate) fn check_way(&self, key: &str) -> Result<()> {
+        let mut at = self.0.clone();
+        for part in key.split('/').filter(|part| !part.is_empty()) {
+            at.push(part);
+            match std::fs::symlink_metadata(&at) {
+                Ok(found) => check(key, &at, found.file_type())?,
+                // What is not there leads nowhere; what cannot be looked at fails when it is used.
+                Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a folder in which something leads elsewhere, or has a name that no key has.
+    pub(crate) fn check_below(&self, key: &str, deep: bool) -> Result<()> {
+        let mut folders = vec![(self.0.join(key), 0)];
+        while let Some((folder, depth)) = folders.pop() {
+            let entries = match std::fs::read_dir(&folder) {
+                Ok(entries) => entries,
+                Err(error) if is_gone(&error) => continue,
+                // The listing itself says so, with what to do.
+                Err(_) => return Ok(()),
+            };
+            for entry in entries.flatten() {
+                let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
+                check(key, &path, kind)?;
+                if kind.is_dir() && deep {
+                    if depth >= DEPTH {
+                        return Err(refuse(key, &path, "lies deeper than anything that is stored"));
+                    }
+                    folders.push((path, depth + 1));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn check(key: &str, path: &Path, kind: FileType) -> Result<()> {
+    if kind.is_symlink() {
+        return Err(refuse(
+            key,
+            path,
+            "is a symbolic link, which could lead anywhere; only the repository's own folder may be one",
+        ));
+    }
+    if !kind.is_dir() && !kind.is_file() {
+        return Err(refuse(key, path, "is neither a file nor a folder"));
+    }
+    match path.file_name().map(OsStr::to_str) {
+        Some(None) => Err(refuse(key, path, "has a name that is not UTF-8")),
+        _ => Ok(()),
+    }
+}
+
+fn refuse(key: &str, path: &Path, why: &str) -> Error {
+    // Escaped: the name may be anything.
+    let why = format!("{:?} {why}; remove it", path.to_string_lossy());
+    Error::damaged(key, why)
+}
