@@ -8,6 +8,8 @@ use std::fs::FileType;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use object_store::path::PathPart;
+
 use crate::error::{Error, Result};
 
 /// Folders within folders that are looked into: keys have eight parts at most.
@@ -74,6 +76,7 @@ fn check(key: &str, path: &Path, kind: FileType) -> Result<()> {
     }
     match path.file_name().map(OsStr::to_str) {
         Some(None) => Err(refuse(key, path, "has a name that is not UTF-8")),
+        Some(Some(name)) if PathPart::parse(name).is_err() => Err(refuse(key, path, "has a name that no object has")),
         _ => Ok(()),
     }
 }

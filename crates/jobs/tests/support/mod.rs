@@ -10,7 +10,7 @@ use hindsight_engine::{Engine, Progress, Selection};
 use hindsight_format::{RestoreRecord, SnapshotManifest};
 use hindsight_jobs::{Agent, BackupRequest, RestoreRequest, Tuning, backup, propose, register, restore};
 use hindsight_mongodb::MongoEngine;
-use hindsight_repository::{ClusterRepository, Repository, RepositorySpec, S3Options};
+use hindsight_repository::{ClusterRepository, Identity, Recipient, Repository, RepositorySpec, S3Options};
 use hindsight_testkit::{ClusterState, S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,15 @@ impl Store {
             return Ok(Self { _folder: None, repository });
         }
         Ok(Self { _folder: Some(folder), repository })
+    }
+
+    /// A sealed repository, with its folder.
+    pub async fn sealed(recipients: &[Recipient]) -> Result<(Self, std::path::PathBuf)> {
+        let folder = tempfile::tempdir()?;
+        let spec = RepositorySpec::new(folder.path().join("sealed").display().to_string());
+        let repository = Repository::make(&spec, recipients).await?;
+        let path = folder.path().join("sealed");
+        Ok((Self { _folder: Some(folder), repository }, path))
     }
 
     /// A repository in a bucket; the server must be kept.
@@ -63,6 +72,13 @@ pub struct Protected {
 }
 
 impl Protected {
+    /// The same, with private keys.
+    pub fn with_identity(&self, identity: Identity) -> Self {
+        let repository = self.repository.with_identity(identity);
+        let cluster = repository.cluster(self.cluster.name()).unwrap();
+        Self { repository, cluster, engine: self.engine.clone() }
+    }
+
     pub async fn backup(&self) -> Result<SnapshotManifest> {
         let (progress, cancel) = (Progress::default(), CancellationToken::new());
         Ok(backup(&*self.engine, &self.cluster, &BackupRequest::default(), &progress, &cancel).await?)

@@ -1,0 +1,76 @@
+//! Names that would be trouble in a path, a shell, a pattern or a terminal are only names.
+
+use anyhow::Result;
+use bson::{Document, doc};
+use hindsight_engine::Selection;
+use hindsight_testkit::{ClusterState, ReplicaSet};
+
+use crate::support::{Store, logging, same, this_moment};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_names_are_stored_captured_and_restored() -> Result<()> {
+    logging();
+    let set = ReplicaSet::single().await?;
+    let client = set.client().await?;
+    let longest = "x".repeat(255 - "names.".len());
+    let names = [
+        "a/b/../../../etc/passwd",
+        "..",
+        "../x",
+        ".",
+        "a.b.c",
+        "with space",
+        "new\nline\r\ttab",
+        "\u{1b}[2J\u{1b}]0;gone\u{7}",
+        "quote\"'`;--",
+        "back\\slash%2e%00",
+        "ünï\u{202e}cödé\u{1f4a9}",
+        "*",
+        "data/000001.bson.zst",
+        "manifest.json",
+        "{\"$ne\": 1}",
+        "a=b,c",
+        &longest,
+    ];
+    let mut made = Vec::new();
+    for name in names {
+        let collection = client.database("names").collection::<Document>(name);
+        match collection.insert_one(doc! {"_id": 1, "name": name}).await {
+            Ok(_) => made.push(name),
+            // What the server itself does not take needs no protection.
+            Err(error) => assert!(name.contains('$'), "{name:?}: {error}"),
+        }
+    }
+    assert!(made.len() >= 16, "{made:?}");
+    for db in ["..", "ünï", "a-b;c", "-rf", &"d".repeat(63)] {
+        if client.database(db).collection("c").insert_one(doc! {"_id": 1}).await.is_ok() {
+            made.push("");
+        }
+    }
+    assert!(made.len() >= 19, "some names of databases are taken");
+
+    let store = Store::new().await?;
+    let here = store.protect(&set.uri(), None).await?;
+    let manifest = here.backup().await?;
+    here.set("pitr.uploadIntervalSec", "1").await?;
+    here.set("pitr.enabled", "true").await?;
+    let agent = here.agent();
+    for name in made.iter().filter(|name| !name.is_empty()) {
+        client.database("names").collection(name).insert_one(doc! {"_id": 2}).await?;
+        let key = doc! {"name": 1};
+        let index = doc! {"createIndexes": *name, "indexes": [{"key": key, "name": "../i\n"}]};
+        // With the name of the collection, that of an index may be too long for some servers.
+        let _ = client.database("names").run_command(index).await;
+    }
+    client.database("names").collection("late/\n..").insert_one(doc! {"_id": 1}).await?;
+    let wanted = ClusterState::read(&client).await?;
+    let moment = this_moment(&client).await?;
+    here.captured(&moment).await?;
+    client.database("names").drop().await?;
+    agent.stop().await?;
+
+    let described = here.engine.describe(&here.cluster, &manifest).await?;
+    assert!(described.iter().any(|info| info.name == "names.a/b/../../../etc/passwd"));
+    here.restore_into(&here, moment, Selection::default()).await?;
+    same(&client, &wanted).await
+}
