@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use crate::error::{Error, Result};
 use crate::reader::ObjectReader;
+use crate::recipients::texts;
 use crate::repository::{READ_AT_ONCE, Repository};
 use crate::seal::SealedObject;
 use crate::writer::ObjectWriter;
@@ -180,14 +181,16 @@ impl ClusterRepository {
     /// Stores the whole manifest, sealed, and gives the part that everybody may read.
     async fn seal_manifest(&self, key: &str, manifest: &SnapshotManifest) -> Result<SnapshotManifest> {
         let stored: Option<SnapshotManifest> = self.repository.read(key).await?;
-        let recipients = match stored.as_ref().and_then(|stored| stored.seal.as_ref()) {
+        let recipients = self.repository.recipients().await?;
+        // The same may be stored again, also after the recipients have changed.
+        let sealed_to = match stored.as_ref().and_then(|stored| stored.seal.as_ref()) {
             Some(seal) => seal.sealed_to.clone(),
-            None => self.repository.recipients().await?.iter().map(ToString::to_string).collect(),
+            None => texts(&recipients),
         };
-        let seal = SnapshotSeal { sealed_to: recipients, withheld: false };
+        let seal = SnapshotSeal { sealed_to, withheld: false };
         let whole = SnapshotManifest { seal: Some(seal), ..manifest.clone() };
         if stored.is_none() {
-            self.repository.write_sealed(key, &whole).await?;
+            self.repository.write_sealed(key, &whole, &recipients).await?;
         }
         Ok(whole.withhold())
     }

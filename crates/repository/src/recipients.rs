@@ -162,14 +162,13 @@ impl Repository {
     }
 
     /// Seals a record and stores it, over one that may be there.
-    pub(crate) async fn write_sealed<T: Serialize>(&self, key: &str, value: &T) -> Result<()> {
+    pub(crate) async fn write_sealed<T: Serialize>(&self, key: &str, value: &T, to: &[Recipient]) -> Result<()> {
         let stored_key = self.stored_key(key);
-        let recipients = self.recipients().await?;
-        let sealed = seal::seal_whole(&stored_key, &recipients, &record::encode(key, value)?)?;
+        let sealed = seal::seal_whole(&stored_key, to, &record::encode(key, value)?)?;
         self.store().put(&stored_key, sealed.into()).await
     }
 }
 
-fn texts(recipients: &[Recipient]) -> Vec<String> {
+pub(crate) fn texts(recipients: &[Recipient]) -> Vec<String> {
     recipients.iter().map(ToString::to_string).collect()
 }
