@@ -11,6 +11,7 @@ use crate::Result;
 use crate::backup::new_name;
 use crate::operation::Exclusive;
 use crate::overview::history;
+use crate::restore::require_open_slices;
 
 /// What stands in a record where a restore names its snapshot.
 const NO_SNAPSHOT: &str = "-";
@@ -50,6 +51,7 @@ pub async fn propose_replay(
     to: &Target,
 ) -> Result<Replay> {
     let stretch = stretch(&history(source).await?, from, to)?;
+    require_open_slices(source, stretch.slices.iter()).await?;
     let into = engine.probe().await?;
     let known = repository.clusters().await?;
     let target = known.iter().find(|cluster| cluster.identity == into.identity);

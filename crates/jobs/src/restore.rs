@@ -8,7 +8,8 @@ use futures::{StreamExt, TryStreamExt};
 use hindsight_catalog::{Cut, RestorePlan, Target, plan};
 use hindsight_engine::{Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Selection};
 use hindsight_format::{
-    EpochCause, FORMAT_VERSION, LeaseRecord, OperationKind, RestoreRecord, RestoreState, RestoreTotals, format_time,
+    EpochCause, FORMAT_VERSION, LeaseRecord, OperationKind, RestoreRecord, RestoreState, RestoreTotals, StoredSlice,
+    format_time,
 };
 use hindsight_repository::{ClusterRepository, DEFAULT_TTL, Error as RepositoryError, Repository};
 use jiff::Timestamp;
@@ -99,9 +100,16 @@ pub async fn propose(
 /// Refuses a plan of which a part is sealed to others than whose identity is at hand: recipients may have
 /// changed between the snapshot and the end of the log.
 async fn require_open(source: &ClusterRepository, plan: &RestorePlan) -> Result<()> {
-    source.repository().require_identity()?;
     source.require_open(&plan.base)?;
-    let slices = plan.streams.iter().flat_map(|stream| &stream.log);
+    require_open_slices(source, plan.streams.iter().flat_map(|stream| &stream.log)).await
+}
+
+/// The same for captured log.
+pub(crate) async fn require_open_slices(
+    source: &ClusterRepository,
+    slices: impl Iterator<Item = &StoredSlice>,
+) -> Result<()> {
+    source.repository().require_identity()?;
     futures::stream::iter(slices)
         .map(|slice| async move { source.require_open_slice(slice).await })
         .buffer_unordered(OPENED_AT_ONCE)

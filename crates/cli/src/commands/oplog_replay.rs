@@ -45,6 +45,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let (from, to) = (parse_point(&args.start, &*engine)?.target, parse_point(&args.end, &*engine)?.target);
     let connected = connect(context).await?;
     let repository = context.repository().await?.ok_or_else(nothing_stored)?;
+    let repository = context.unlocked(&repository).await?;
     let source = to_restore(context, &repository, &connected.probe.identity).await?;
     let plan = context.unless_stopped(propose_replay(&*engine, &repository, &source, &from, &to)).await?;
     let shown = ReplayPlan::of(&plan);
