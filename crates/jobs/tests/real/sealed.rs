@@ -62,7 +62,10 @@ async fn a_sealed_repository_shows_nothing_and_restores_exactly() -> Result<()> 
     // Without the private key a restore is refused, and nothing is changed.
     let before = ClusterState::read(&client).await?;
     for opened in [None, Some(Identity::generate())] {
-        let there = opened.map_or_else(|| here.clone(), |identity| here.with_identity(identity));
+        let there = match opened {
+            Some(identity) => here.with_identity(identity).await?,
+            None => here.clone(),
+        };
         let refused = there.restore_into(&there, moment.clone(), Selection::default()).await.unwrap_err();
         let refused = refused.downcast::<JobError>()?;
         assert!(matches!(&refused, JobError::Repository(Error::Sealed { .. })), "{refused}");
@@ -71,7 +74,7 @@ async fn a_sealed_repository_shows_nothing_and_restores_exactly() -> Result<()> 
         assert!(here.cluster.restores().await?.is_empty());
     }
 
-    let opened = here.with_identity(identity);
+    let opened = here.with_identity(identity).await?;
     let some = Selection::new(vec!["secretdb.hushcoll".to_owned()])?;
     let record = opened.restore_into(&opened, moment.clone(), some).await?;
     assert_eq!(record.namespaces, ["secretdb.hushcoll"]);
@@ -130,15 +133,15 @@ async fn an_agent_without_a_private_key_merges_what_it_captured() -> Result<()> 
     let moment = this_moment(&client).await?;
     here.captured(&moment).await?;
     agent.stop().await?;
-    assert!(here.with_identity(first.clone()).cluster.slice_reader(&merged).await.is_ok());
+    assert!(here.with_identity(first.clone()).await?.cluster.slice_reader(&merged).await.is_ok());
 
     // The base is sealed to one, the end of the log to the other: both are needed, and one is refused early.
-    let one = here.with_identity(first.clone());
+    let one = here.with_identity(first.clone()).await?;
     let refused = one.restore_into(&one, moment.clone(), Selection::default()).await.unwrap_err();
     assert!(matches!(refused.downcast::<JobError>()?, JobError::Repository(Error::Sealed { .. })));
     same(&client, &wanted).await?;
     notes.delete_many(doc! {}).await?;
-    let both = here.with_identity(first.and(second));
+    let both = here.with_identity(first.and(second)).await?;
     both.restore_into(&both, moment, Selection::default()).await?;
     same(&client, &wanted).await?;
     Ok(())

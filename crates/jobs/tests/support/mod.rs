@@ -72,11 +72,12 @@ pub struct Protected {
 }
 
 impl Protected {
-    /// The same, with private keys.
-    pub fn with_identity(&self, identity: Identity) -> Self {
-        let repository = self.repository.with_identity(identity);
-        let cluster = repository.cluster(self.cluster.name()).unwrap();
-        Self { repository, cluster, engine: self.engine.clone() }
+    /// The same, as another process with private keys opens it.
+    pub async fn with_identity(&self, identity: Identity) -> Result<Self> {
+        let repository = Repository::open(&RepositorySpec::new(self.repository.url())).await?;
+        let repository = repository.expect("there is one").with_identity(identity);
+        let cluster = repository.cluster(self.cluster.name())?;
+        Ok(Self { repository, cluster, engine: self.engine.clone() })
     }
 
     pub async fn backup(&self) -> Result<SnapshotManifest> {
