@@ -16,6 +16,7 @@ mod chains;
 mod footing;
 mod history;
 mod log;
+mod lost;
 mod merge;
 mod plan;
 mod refusal;
@@ -26,6 +27,7 @@ mod timeline;
 
 pub use chains::{Chain, chains};
 pub use history::History;
+pub use lost::{Lost, lost};
 pub use merge::{redundant, slices_to_merge};
 pub use plan::{Cut, RestorePlan, StreamPlan, Target, plan};
 pub use refusal::{Nearest, Refusal};

@@ -141,6 +141,7 @@ fn between(timeline: &Timeline, before: &Range, after: &Range, target: Timestamp
     let at = |from: Timestamp, to: Timestamp| (from..=to).contains(&target);
     let hole = breaks.clone().find(|gap| gap.start.as_ref().is_some_and(|start| at(start.time, gap.end.time)));
     let log = timeline.unbacked.iter().find(|log| at(log.start.time, log.end.time));
+    let explained = hole.is_some_and(|hole| hole.explained);
     let cause = match (hole, log) {
         (Some(hole), _) => hole.cause.clone(),
         (None, Some(log)) => {
@@ -152,5 +153,5 @@ fn between(timeline: &Timeline, before: &Range, after: &Range, target: Timestamp
         }
     };
     let stream = after.streams.first().map(|part| part.stream.clone()).unwrap_or_default();
-    Gap { epoch: after.epoch, stream, start: Some(start.clone()), end: end.clone(), cause }
+    Gap { epoch: after.epoch, stream, start: Some(start.clone()), end: end.clone(), cause, explained }
 }

@@ -64,6 +64,8 @@ pub struct Gap {
     pub end: Point,
     /// Why, in one phrase for people.
     pub cause: String,
+    /// Whether the cause is on record. Otherwise something is missing that was there, or overlaps.
+    pub explained: bool,
 }
 
 /// Log that is stored but that no full snapshot reaches: it can be searched, not restored.
@@ -157,30 +159,31 @@ fn gaps(history: &History, ground: &Ground<'_>) -> Vec<Gap> {
     let recorded = Recorded::new(history);
 
     for ((epoch, stream), stored) in stored(ground) {
-        let gap = |start: Option<&Point>, end: &Point, cause: String| Gap {
+        let gap = |start: Option<&Point>, end: &Point, cause: Result<String, String>| Gap {
             epoch,
             stream: stream.to_owned(),
             start: start.cloned(),
             end: end.clone(),
-            cause,
+            explained: cause.is_ok(),
+            cause: cause.unwrap_or_else(|unknown| unknown),
         };
         if let (Some(first), Some(last)) = (stored.first(), stored.last())
             && let Some((older, end)) = before.insert(stream, (epoch, last))
         {
-            gaps.push(gap(Some(end), first, new_history(history, older, epoch)));
+            gaps.push(gap(Some(end), first, Ok(new_history(history, older, epoch))));
         }
         if let Some((first, _)) = stored.runs.first()
             && let Some(earlier) = stored.bases.iter().rev().find(|base| order(base.start) < order(first))
             && let Some(cause) = recorded.between(epoch, stream, earlier.start, first)
         {
-            gaps.push(gap(Some(earlier.start), first, cause));
+            gaps.push(gap(Some(earlier.start), first, Ok(cause)));
         }
         for (&(_, end), &(start, _)) in stored.runs.iter().zip(stored.runs.iter().skip(1)) {
             if order(end) < order(start) {
-                let cause = recorded.between(epoch, stream, end, start).unwrap_or_else(|| missing(end, start));
+                let cause = recorded.between(epoch, stream, end, start).ok_or_else(|| missing(end, start));
                 gaps.push(gap(Some(end), start, cause));
             } else if !stored.bases.iter().any(|base| order(base.start) <= order(end) && order(end) < order(base.end)) {
-                gaps.push(gap(Some(start), end, overlapping(start, end)));
+                gaps.push(gap(Some(start), end, Err(overlapping(start, end))));
             }
         }
     }

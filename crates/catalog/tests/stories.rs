@@ -5,7 +5,7 @@
 mod common;
 
 use common::*;
-use hindsight_catalog::{Cut, History, Nearest, Refusal, RestorePlan, Target, Timeline, chains, plan, timeline};
+use hindsight_catalog::{Cut, History, Nearest, Refusal, RestorePlan, Target, Timeline, chains, lost, plan, timeline};
 use hindsight_format::{SnapshotManifest, StoredSlice};
 
 const NOW: i64 = 1_000;
@@ -480,4 +480,24 @@ fn a_hundred_thousand_slices_take_no_time() {
     println!("{:?}", begun.elapsed());
     // A quadratic way takes minutes, also on a fast machine.
     assert!(begun.elapsed().as_secs() < 20);
+}
+
+/// What cannot be restored any more without the slices for which `gone` is true.
+fn lost_without(history: &History, gone: impl Fn(&StoredSlice) -> bool) -> Vec<(u64, i64, i64)> {
+    let mut less = history.clone();
+    less.slices.retain(|slice| !gone(slice));
+    let lost = lost(&timeline(history), &timeline(&less));
+    lost.iter().map(|lost| (lost.epoch, number(lost.from), number(lost.to))).collect()
+}
+
+#[test]
+fn a_slice_that_is_damaged_costs_what_only_it_leads_to() {
+    assert_eq!(lost_without(&plain(), |slice| bounds(slice) == (20, 30)), [(1, 21, 40)]);
+    // The next base makes what follows it independent of the slice.
+    let mut history = plain();
+    history.snapshots.push(base("b", 35));
+    assert_eq!(lost_without(&history, |slice| bounds(slice) == (20, 30)), [(1, 21, 35)]);
+    // Parts that lie beside what they were merged into cost nothing.
+    history.slices.push(s(10, 40));
+    assert_eq!(lost_without(&history, |slice| bounds(slice) == (20, 30)), []);
 }

@@ -4,10 +4,12 @@
 //! to bring back a state. It does not know who calls it, nor what else is in the repository.
 //! Leases, epochs, settings and records are the business of the jobs above.
 
+mod check;
 mod error;
 mod log;
 mod progress;
 mod restore;
+mod scratch;
 
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
@@ -16,10 +18,12 @@ use hindsight_repository::ClusterRepository;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+pub use check::{DataCheck, LogCheck};
 pub use error::{EngineError, FailureKind};
 pub use log::{LogBuffer, LogReader, LogStart};
 pub use progress::{Progress, Step};
 pub use restore::{NamespaceChange, Preview, Renaming, Selection, SelectionError};
+pub use scratch::{Examined, Scratch, ScratchRequest};
 
 /// Result of an engine's work.
 pub type Result<T> = std::result::Result<T, EngineError>;
@@ -67,6 +71,15 @@ pub trait Engine: Send + Sync {
     /// Applies a stretch of the log on top of what the database holds. `scratch` takes what does not fit in
     /// memory.
     async fn replay(&self, job: &Job, stretch: &Stretch, scratch: std::path::PathBuf) -> Result<ReplayTotals>;
+
+    /// What checks the stored data of a snapshot. Reads its catalog from the repository; needs no database.
+    async fn check_data(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Box<dyn DataCheck>>;
+
+    /// What checks a slice that holds the log after `start`, up to and including `end`. Needs no database.
+    fn check_log(&self, start: &Point, end: &Point) -> Result<Box<dyn LogCheck>>;
+
+    /// Starts a server of its own, to restore into. Needs no database.
+    async fn start_scratch(&self, request: &ScratchRequest) -> Result<Box<dyn Scratch>>;
 }
 
 /// A user with the least rights for a kind of work.
@@ -122,6 +135,8 @@ pub struct SnapshotRequest {
     pub compression_level: i32,
     /// Readers at the same time; 0 lets the engine choose.
     pub parallel: u32,
+    /// Whether to keep hashes of the data, where the moment allows it.
+    pub hash: bool,
 }
 
 /// A collection or table in a snapshot, as it was when it was copied.
@@ -156,6 +171,8 @@ pub struct RestoreOptions {
     pub fold_memory: usize,
     /// Folder for what spills.
     pub scratch: std::path::PathBuf,
+    /// Whether to touch the target without having read all data of the base before.
+    pub skip_check: bool,
 }
 
 /// What an engine found out about its cluster.

@@ -44,11 +44,13 @@ pub struct BackupConfig {
     pub compression_level: i32,
     /// Readers at the same time; 0 chooses by the number of cores.
     pub num_parallel_collections: u32,
+    /// Whether hashes of the data are kept, where the moment allows it.
+    pub hash: bool,
 }
 
 impl Default for BackupConfig {
     fn default() -> Self {
-        Self { compression_level: 3, num_parallel_collections: 0 }
+        Self { compression_level: 3, num_parallel_collections: 0, hash: false }
     }
 }
 

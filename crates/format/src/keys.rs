@@ -47,6 +47,11 @@ impl Keys {
         format!("{}{number:06}.json", Self::RECIPIENTS)
     }
 
+    /// Folder of everything there is of the cluster.
+    pub fn cluster(&self) -> String {
+        format!("{}/", self.root)
+    }
+
     /// Which cluster this is.
     pub fn descriptor(&self) -> String {
         format!("{}/cluster.json", self.root)
@@ -135,6 +140,16 @@ impl Keys {
     /// The record of the restore `id`.
     pub fn restore(&self, id: &str) -> String {
         format!("{}{id}.json", self.restores())
+    }
+
+    /// Folder of the records of verifications and drills.
+    pub fn proofs(&self) -> String {
+        format!("{}/proofs/", self.root)
+    }
+
+    /// The record of the verification or drill `id`.
+    pub fn proof(&self, id: &str) -> String {
+        format!("{}{id}.json", self.proofs())
     }
 }
 

@@ -9,7 +9,9 @@ mod config;
 mod footer;
 mod keys;
 mod lease;
+mod place;
 mod position;
+mod proof;
 mod repository;
 mod restore;
 mod slice;
@@ -20,12 +22,14 @@ pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreCo
 pub use footer::{Footer, FrameEntry, LogSummary, ObjectKind, OpCounts};
 pub use keys::{Keys, NameError, check_name};
 pub use lease::{LeaseHolder, LeaseRecord, LeaseState, Operation, OperationKind};
+pub use place::Place;
 pub use position::{Point, Position, PositionError, format_time, format_utc};
+pub use proof::{ProofKind, ProofRecord};
 pub use repository::{PutIfAbsent, RecipientsRecord, RepositoryDescriptor, SEALED_SUFFIX, WITHHELD};
 pub use restore::{RestoreRecord, RestoreState, RestoreTotals};
 pub use slice::{SliceName, StoredSlice};
 pub use snapshot::{
-    ObjectRef, SnapshotKind, SnapshotManifest, SnapshotSeal, SnapshotSource, SnapshotTotals, StreamPart,
+    ObjectRef, SnapshotHashes, SnapshotKind, SnapshotManifest, SnapshotSeal, SnapshotSource, SnapshotTotals, StreamPart,
 };
 
 /// Version of everything this crate describes. A reader refuses what is newer than it knows.

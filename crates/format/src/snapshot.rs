@@ -37,6 +37,10 @@ pub struct SnapshotManifest {
     pub objects: Vec<ObjectRef>,
     /// Sums.
     pub totals: SnapshotTotals,
+    /// What a restore of this snapshot as it is must hash to; none when nobody asked for it, or the
+    /// moment did not allow it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashes: Option<SnapshotHashes>,
     /// Program version that made it.
     pub created_by: String,
     /// In a sealed repository: to whom it is sealed.
@@ -82,6 +86,15 @@ impl SnapshotManifest {
     pub fn restore_time(&self) -> Timestamp {
         self.streams.values().map(|part| part.last.time).max().unwrap_or(self.finished_at)
     }
+}
+
+/// Hashes of the data at the end of a snapshot, made by the database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotHashes {
+    /// How they are made, in the engine's words (MongoDB: `dbHash`).
+    pub method: String,
+    /// By namespace.
+    pub collections: BTreeMap<String, String>,
 }
 
 /// How a snapshot was made.

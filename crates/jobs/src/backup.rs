@@ -18,6 +18,8 @@ pub struct BackupRequest {
     pub compression_level: Option<i32>,
     /// Readers at the same time; none for the cluster's setting.
     pub parallel: Option<u32>,
+    /// Whether to keep hashes of the data; none for the cluster's setting.
+    pub hash: Option<bool>,
 }
 
 /// Takes a snapshot of the connected cluster, and stores it.
@@ -38,6 +40,7 @@ pub async fn backup(
         namespaces: request.namespaces.clone(),
         compression_level: request.compression_level.unwrap_or(config.compression_level),
         parallel: request.parallel.unwrap_or(config.num_parallel_collections),
+        hash: request.hash.unwrap_or(config.hash),
     };
     let taken = async {
         let manifest = engine.snapshot(&job, &snapshot).await?;

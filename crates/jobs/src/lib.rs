@@ -1,4 +1,4 @@
-//! The long jobs: backup, restore, and the agent that captures.
+//! The long jobs: backup, restore, verification, and the agent that captures.
 //!
 //! A job takes what it needs from an engine and a repository, and adds what makes it safe: leases,
 //! epochs, records, settings. Command line and server only call what is here.
@@ -6,17 +6,21 @@
 mod agent;
 mod backup;
 mod capture;
+mod drill;
 mod error;
 mod merge;
 mod operation;
 mod overview;
 mod place;
+mod proof;
 mod replay;
 mod restore;
 mod room;
+mod verify;
 
 pub use agent::{Agent, CAPTURE_LEASE, Tuning};
 pub use backup::{BackupRequest, backup};
+pub use drill::{DrillRequest, Drilled, drill};
 pub use error::JobError;
 pub use operation::OPERATION_LEASE;
 pub use overview::{Captured, Overview, history, overview};
@@ -24,6 +28,7 @@ pub use place::{find_cluster, register};
 pub use replay::{Replay, propose_replay, replay};
 pub use restore::{Proposal, RestoreRequest, propose, restore};
 pub use room::{LITTLE_TIME, time_left};
+pub use verify::{Finding, Level, Verified, verify};
 
 /// Result of a job.
 pub type Result<T> = std::result::Result<T, JobError>;

@@ -1,7 +1,7 @@
 //! What there is and what goes on: the basis of `list` and `status`.
 
 use hindsight_catalog::{History, Timeline, timeline};
-use hindsight_format::{ClusterConfig, ClusterDescriptor, LeaseRecord, Point, RestoreRecord};
+use hindsight_format::{ClusterConfig, ClusterDescriptor, LeaseRecord, Point, ProofRecord, RestoreRecord};
 use hindsight_repository::ClusterRepository;
 
 use crate::Result;
@@ -23,6 +23,8 @@ pub struct Overview {
     pub epoch: u64,
     /// Restores of its history, oldest first.
     pub restores: Vec<RestoreRecord>,
+    /// Verifications and drills, oldest first.
+    pub proofs: Vec<ProofRecord>,
     /// The backup or restore that runs.
     pub operation: Option<LeaseRecord>,
     /// The capture.
@@ -57,10 +59,11 @@ pub async fn history(cluster: &ClusterRepository) -> Result<History> {
 /// Reads everything about a cluster.
 pub async fn overview(cluster: &ClusterRepository) -> Result<Overview> {
     let history = history(cluster).await?;
-    let (descriptor, config, restores, operation, capture) = futures::try_join!(
+    let (descriptor, config, restores, proofs, operation, capture) = futures::try_join!(
         cluster.descriptor(),
         cluster.config(),
         cluster.restores(),
+        cluster.proofs(),
         cluster.lease_state(OPERATION_LEASE),
         cluster.lease_state(CAPTURE_LEASE),
     )?;
@@ -72,6 +75,7 @@ pub async fn overview(cluster: &ClusterRepository) -> Result<Overview> {
         epoch: cluster.current_epoch().await?,
         history,
         restores,
+        proofs,
         operation: operation.filter(|lease| live(OPERATION_LEASE, lease)),
         capture: match capture {
             Some(lease) if live(CAPTURE_LEASE, &lease) => Captured::Running(lease),

@@ -40,6 +40,8 @@ pub struct RestoreRequest {
     pub selection: Selection,
     /// Connections that write; none for the cluster's setting.
     pub parallel: Option<u32>,
+    /// Whether to touch the target without having read all data of the base before.
+    pub skip_check: bool,
 }
 
 /// What a restore would do: everything was checked that can be without changing anything.
@@ -67,11 +69,16 @@ pub struct Proposal {
 impl Proposal {
     /// The restore point in words.
     pub fn restore_point(&self) -> String {
-        match &self.plan.cut {
-            Cut::AtSnapshotEnd => format!("the end of snapshot {}", self.plan.base.id),
-            Cut::Before(time) => format!("just before {}", format_time(*time)),
-            Cut::Through { order } => format!("through position {order}"),
-        }
+        restore_point(&self.plan)
+    }
+}
+
+/// Where a plan leads, in words.
+pub(crate) fn restore_point(plan: &RestorePlan) -> String {
+    match &plan.cut {
+        Cut::AtSnapshotEnd => format!("the end of snapshot {}", plan.base.id),
+        Cut::Before(time) => format!("just before {}", format_time(*time)),
+        Cut::Through { order } => format!("through position {order}"),
     }
 }
 
@@ -202,7 +209,12 @@ async fn carry_out(
             suspend_capture(target, progress).await?;
         }
         let told = tell_steps(progress, exclusive);
-        let run = run_planned(engine, proposal, &recorder, progress, &exclusive.cancel);
+        let request = &proposal.request;
+        let options = options(&proposal.source, recorder.clone(), request.parallel, request.skip_check).await?;
+        let cancel = exclusive.cancel.clone();
+        let job = Job { cluster: proposal.source.clone(), progress: progress.clone(), cancel };
+        let touched = async || recorder.record.lock().await.touched;
+        let run = run_planned(engine, &job, &proposal.plan, request, &proposal.preview, &options, touched);
         tokio::select! {
             totals = run => totals,
             () = told => unreachable_end(),
@@ -288,33 +300,22 @@ async fn suspend_capture(target: &ClusterRepository, progress: &Progress) -> Res
     }
 }
 
-/// Runs the plan. Slices may be merged while it is made: then it is made again.
-async fn run_planned(
+/// Runs the plan. Slices may be merged while it is made: then it is made again, unless the target is `touched`.
+pub(crate) async fn run_planned(
     engine: &dyn Engine,
-    proposal: &Proposal,
-    recorder: &Arc<Recorder>,
-    progress: &Progress,
-    cancel: &CancellationToken,
+    job: &Job,
+    first: &RestorePlan,
+    request: &RestoreRequest,
+    preview: &Preview,
+    options: &RestoreOptions,
+    touched: impl AsyncFn() -> bool,
 ) -> Result<RestoreTotals> {
-    let config = proposal.source.config().await?.1.restore;
-    let fold_memory = match config.fold_memory_mib {
-        0 => FOLD_MEMORY_MIB,
-        mib => mib as usize,
-    } << 20;
-    let options = RestoreOptions {
-        gate: recorder.clone(),
-        parallel: proposal.request.parallel.unwrap_or(config.num_insertion_workers),
-        fold_memory,
-        scratch: std::env::temp_dir(),
-    };
-    let job = Job { cluster: proposal.source.clone(), progress: progress.clone(), cancel: cancel.clone() };
-    let mut current = proposal.plan.clone();
+    let mut current = first.clone();
     for _ in 0..REPLANS {
-        let selection = &proposal.request.selection;
-        match engine.restore(&job, &current, selection, &proposal.preview, &options).await {
-            Err(error) if is_missing(&error) && !recorder.record.lock().await.touched => {
-                let history = history(&proposal.source).await?;
-                let again = plan(&history, &proposal.request.target, Some(&current.base.id), Timestamp::now())?;
+        match engine.restore(job, &current, &request.selection, preview, options).await {
+            Err(error) if is_missing(&error) && !touched().await => {
+                let history = history(&job.cluster).await?;
+                let again = plan(&history, &request.target, Some(&current.base.id), Timestamp::now())?;
                 if again == current {
                     return Err(error.into());
                 }
@@ -324,6 +325,22 @@ async fn run_planned(
         }
     }
     Err(EngineError::damaged("the stored log kept changing while it was read").hint("try again").into())
+}
+
+/// How to restore the history of `source`: what the request leaves open comes from its settings.
+pub(crate) async fn options(
+    source: &ClusterRepository,
+    gate: Arc<dyn Gate>,
+    parallel: Option<u32>,
+    skip_check: bool,
+) -> Result<RestoreOptions> {
+    let config = source.config().await?.1.restore;
+    let fold_memory = match config.fold_memory_mib {
+        0 => FOLD_MEMORY_MIB,
+        mib => mib as usize,
+    } << 20;
+    let parallel = parallel.unwrap_or(config.num_insertion_workers);
+    Ok(RestoreOptions { gate, parallel, fold_memory, scratch: std::env::temp_dir(), skip_check })
 }
 
 fn is_missing(error: &EngineError) -> bool {

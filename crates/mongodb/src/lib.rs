@@ -3,8 +3,10 @@
 //! - [`oplog`] reads entries, puts transactions together, applies updates, follows a live oplog;
 //! - `snapshot` dumps, with the piece of oplog that makes the dump consistent;
 //! - `fold` turns a base and the log after it into what exists at a restore point;
-//! - `restore` streams the base, merged with the fold, into a server that only sees inserts.
+//! - `restore` streams the base, merged with the fold, into a server that only sees inserts;
+//! - `check` reads what is stored without a server, `scratch` starts one to restore into for a trial.
 
+mod check;
 mod cluster;
 mod failure;
 mod fold;
@@ -14,6 +16,7 @@ pub mod oplog;
 mod optime;
 mod replay;
 mod restore;
+mod scratch;
 mod snapshot;
 
 use std::path::PathBuf;
@@ -21,8 +24,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    CollectionInfo, Engine, EngineError, Grant, Job, LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Result,
-    Selection, SnapshotRequest,
+    CollectionInfo, DataCheck, Engine, EngineError, Grant, Job, LogCheck, LogStart, Preview, Probe, ReplayTotals,
+    RestoreOptions, Result, Scratch, ScratchRequest, Selection, SnapshotRequest,
 };
 use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -132,6 +135,18 @@ impl Engine for MongoEngine {
 
     async fn replay(&self, job: &Job, stretch: &Stretch, scratch: PathBuf) -> Result<ReplayTotals> {
         replay::run(&self.cluster().await?, job, stretch, scratch).await
+    }
+
+    async fn check_data(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Box<dyn DataCheck>> {
+        Ok(Box::new(check::SnapshotCheck::of(cluster, manifest).await?))
+    }
+
+    fn check_log(&self, start: &Point, end: &Point) -> Result<Box<dyn LogCheck>> {
+        Ok(Box::new(check::OplogCheck::new(start, end)?))
+    }
+
+    async fn start_scratch(&self, request: &ScratchRequest) -> Result<Box<dyn Scratch>> {
+        Ok(Box::new(scratch::ScratchServer::start(request).await?))
     }
 }
 

@@ -2,16 +2,18 @@
 
 use futures::{StreamExt, TryStreamExt};
 use hindsight_format::{
-    ClusterConfig, ClusterDescriptor, ClusterIdentity, ConfigError, Keys, ObjectKind, ObjectRef, RestoreRecord,
-    SnapshotManifest, SnapshotSeal, StoredSlice, check_name,
+    ClusterConfig, ClusterDescriptor, ClusterIdentity, ConfigError, Keys, ObjectKind, ObjectRef, ProofRecord,
+    RestoreRecord, SnapshotManifest, SnapshotSeal, StoredSlice, check_name, format_time,
 };
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::reader::ObjectReader;
 use crate::recipients::texts;
 use crate::repository::{READ_AT_ONCE, Repository};
 use crate::seal::SealedObject;
+use crate::store::Entry;
 use crate::writer::ObjectWriter;
 
 /// How often a change of the settings is tried again when others change them at the same time.
@@ -232,6 +234,45 @@ impl ClusterRepository {
             true => self.repository.write(&key, &record.withhold()).await,
             false => self.repository.write(&key, record).await,
         }
+    }
+
+    /// The records of verifications and drills, by id. One that cannot be read is left out: it is evidence,
+    /// and nothing rests on it.
+    pub async fn proofs(&self) -> Result<Vec<ProofRecord>> {
+        let entries = self.repository.store().list(&self.keys.proofs()).await?;
+        let mut proofs = Vec::new();
+        for entry in entries.into_iter().filter(|entry| entry.key.ends_with(".json")) {
+            match self.repository.read::<ProofRecord>(&entry.key).await {
+                Ok(found) => proofs.extend(found),
+                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
+                    tracing::warn!(%error, "a proof is passed over");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(proofs)
+    }
+
+    /// Writes the record of a verification or drill, under its id or the next free second.
+    pub async fn put_proof(&self, mut proof: ProofRecord) -> Result<ProofRecord> {
+        let mut time = proof.started_at;
+        loop {
+            proof.id = format_time(time);
+            if self.repository.create_record(&self.keys.proof(&proof.id), &proof).await? {
+                return Ok(proof);
+            }
+            time += SignedDuration::from_secs(1);
+        }
+    }
+
+    /// Everything that is stored of the cluster, whatever it is.
+    pub async fn stored(&self) -> Result<Vec<Entry>> {
+        self.repository.store().list(&self.keys.cluster()).await
+    }
+
+    /// The record under a key of this cluster, checked; none when there is none.
+    pub async fn record<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        self.repository.read(key).await
     }
 
     /// Begins an object under one of [`ClusterRepository::keys`].

@@ -35,4 +35,5 @@ pub use repository::Repository;
 pub use s3::S3Options;
 pub use seal::{Identity, IdentityError, Recipient};
 pub use spec::{RepositorySpec, default_url};
+pub use store::Entry;
 pub use writer::{ObjectWriter, WrittenObject};

@@ -26,9 +26,11 @@ const TAIL_ATTEMPTS: u32 = 3;
 
 /// An object found by listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) key: String,
-    pub(crate) size: u64,
+pub struct Entry {
+    /// Its key.
+    pub key: String,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// The store, rooted at the repository's prefix.

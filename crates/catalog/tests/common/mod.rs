@@ -68,6 +68,7 @@ pub fn snapshot(id: &str, last: Point) -> SnapshotManifest {
         streams: BTreeMap::from([("rs0".into(), StreamPart { first, last, slices: vec![own] })]),
         objects: vec![],
         totals: SnapshotTotals { stored_bytes: 1000, ..SnapshotTotals::default() },
+        hashes: None,
         created_by: "test".into(),
         seal: None,
     }

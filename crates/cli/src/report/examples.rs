@@ -58,6 +58,7 @@ pub(super) fn snapshot(at: &str, epoch: u64) -> SnapshotManifest {
             stored_bytes: 1 << 30,
             log_records: 321,
         },
+        hashes: None,
         created_by: "0.1.0".to_owned(),
         seal: None,
     }
@@ -206,7 +207,7 @@ pub(super) fn probe() -> Probe {
 
 pub(super) fn request(selection: Selection) -> RestoreRequest {
     let target = Target::Before(time("2021-02-07T02:59:59Z"));
-    RestoreRequest { target, base: None, selection, parallel: None }
+    RestoreRequest { target, base: None, selection, parallel: None, skip_check: false }
 }
 
 pub(super) fn plan() -> RestorePlan {

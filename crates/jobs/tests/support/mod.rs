@@ -141,7 +141,7 @@ impl Protected {
         target: Target,
         selection: Selection,
     ) -> Result<RestoreRecord> {
-        let request = RestoreRequest { target, base: None, selection, parallel: None };
+        let request = RestoreRequest { target, base: None, selection, parallel: None, skip_check: false };
         let proposal = propose(engine, &self.repository, &self.cluster, request).await?;
         Ok(restore(engine, &proposal, &Progress::default(), &CancellationToken::new()).await?)
     }

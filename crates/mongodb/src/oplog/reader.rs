@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bson::{Timestamp, doc};
 use futures::StreamExt;
 use hindsight_engine::{EngineError, LogBuffer, LogReader, LogRoom, Result};
+use hindsight_format::LogSummary;
 use mongodb::Client;
 use mongodb::options::{CursorType, ReadConcern};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
@@ -116,7 +117,7 @@ impl OplogReader {
                 continue;
             }
             buffer.push(element.value);
-            count(&entry, buffer)?;
+            buffer.substantial |= count(&entry, &mut buffer.summary)?;
             self.last = entry.at;
         }
         buffer.summary.end = self.last.point()?;
@@ -124,31 +125,28 @@ impl OplogReader {
     }
 }
 
-fn count(entry: &Entry<'_>, buffer: &mut LogBuffer) -> Result<()> {
+/// Counts an entry; says whether it is more than a sign of life.
+pub(crate) fn count(entry: &Entry<'_>, summary: &mut LogSummary) -> Result<bool> {
     let secs = i64::from(entry.at.secs);
     let operation = &entry.operation;
     match operation.op {
-        Op::Noop => {
-            buffer.summary.count("", "n", secs);
-            return Ok(());
-        }
-        Op::Insert => buffer.summary.count(operation.ns, "i", secs),
-        Op::Update => buffer.summary.count(operation.ns, "u", secs),
-        Op::Delete => buffer.summary.count(operation.ns, "d", secs),
-        Op::Command => count_command(operation, buffer, secs)?,
+        Op::Noop => summary.count("", "n", secs),
+        Op::Insert => summary.count(operation.ns, "i", secs),
+        Op::Update => summary.count(operation.ns, "u", secs),
+        Op::Delete => summary.count(operation.ns, "d", secs),
+        Op::Command => count_command(operation, summary, secs)?,
     }
-    buffer.substantial = true;
-    Ok(())
+    Ok(operation.op != Op::Noop)
 }
 
-fn count_command(operation: &Operation<'_>, buffer: &mut LogBuffer, secs: i64) -> Result<()> {
+fn count_command(operation: &Operation<'_>, summary: &mut LogSummary, secs: i64) -> Result<()> {
     let command = operation.command()?;
     let name = String::from_utf8_lossy(command.name);
     match super::entry::text(&command) {
         // `renameCollection` names the whole namespace, the others a collection of the database.
-        Some(ns) if name == "renameCollection" => buffer.summary.count(ns, &name, secs),
-        Some(coll) => buffer.summary.count(&format!("{}.{coll}", operation.database()), &name, secs),
-        None => buffer.summary.count(operation.database(), &name, secs),
+        Some(ns) if name == "renameCollection" => summary.count(ns, &name, secs),
+        Some(coll) => summary.count(&format!("{}.{coll}", operation.database()), &name, secs),
+        None => summary.count(operation.database(), &name, secs),
     }
     Ok(())
 }

@@ -23,6 +23,8 @@ use crate::snapshot::stored::StoredCatalog;
 const REST: usize = 4 << 20;
 /// Objects that are read at the same time.
 const OBJECTS: usize = 2;
+/// Objects that are checked at the same time.
+const CHECKED: usize = 4;
 
 /// What was moved.
 #[derive(Debug, Default)]
@@ -54,6 +56,35 @@ pub(super) async fn open(job: &Job, plan: &RestorePlan) -> Result<Vec<ObjectRead
         async move { Ok::<_, EngineError>(cluster.object_reader(&key, Some(&object)).await?) }
     };
     stream::iter(objects.into_iter().map(open)).buffered(8).try_collect().await
+}
+
+/// Bytes of the data objects.
+pub(super) fn stored_bytes(readers: &[ObjectReader]) -> u64 {
+    readers.iter().map(ObjectReader::stored_bytes).sum()
+}
+
+/// Reads all frames that a restore of the collections `used` will read, and makes sure that they are as they were
+/// written. Frames are not decompressed for that.
+pub(super) async fn check(
+    job: &Job,
+    catalog: &StoredCatalog,
+    used: impl Fn(&Uuid) -> bool,
+    readers: &[ObjectReader],
+) -> Result<()> {
+    let segments = &segments(catalog, used);
+    let one = |reader: &ObjectReader| {
+        let reader = reader.clone();
+        async move {
+            job.check()?;
+            let read = |bytes| job.progress.add(bytes);
+            let checked = reader.check_stored(|frame| segments.contains_key(&frame.segment), read);
+            tokio::select! {
+                checked = checked => Ok(checked?),
+                () = job.cancel.cancelled() => Err(EngineError::cancelled()),
+            }
+        }
+    };
+    stream::iter(readers.iter().map(one)).buffer_unordered(CHECKED).try_collect().await
 }
 
 /// The documents that define views, users and roles.

@@ -16,12 +16,12 @@ use hindsight_format::RestoreTotals;
 use hindsight_repository::ObjectReader;
 use tokio::sync::mpsc;
 
-pub(crate) use prepare::prepare;
+pub(crate) use prepare::{prepare, release};
 
 use crate::cluster::{Cluster, number, progress, wait_committed};
 use crate::failure::driver;
 use crate::fold::{Fold, Folded};
-use crate::oplog::entry::next_document;
+use crate::oplog::entry::{Uuid, next_document};
 use crate::optime::Optime;
 use crate::snapshot::stored::{self, StoredCatalog};
 
@@ -38,10 +38,28 @@ pub(crate) async fn run(
 ) -> Result<RestoreTotals> {
     // Everything up to the fold only reads. Damage found here leaves the target as it is.
     let catalog = stored::load(&job.cluster, &plan.base).await?;
-    job.progress.step("folding the log", Some(plan.log_bytes));
-    let mut folded = fold(job, plan, &catalog, options).await?;
-    let mut wanted = schema::wanted(&folded.catalog, selection);
     let readers = data::open(job, plan).await?;
+    // Of everything, all data are read; of some namespaces only theirs, which the log may have renamed.
+    let all = selection.is_all() && !options.skip_check;
+    let (what, bytes) = match all {
+        true => ("folding the log, and reading the data through", plan.log_bytes + data::stored_bytes(&readers)),
+        false => ("folding the log", plan.log_bytes),
+    };
+    job.progress.step(what, Some(bytes));
+    let folding = fold(job, plan, &catalog, options);
+    let checking = async {
+        match all {
+            true => data::check(job, &catalog, |_| true, &readers).await,
+            false => Ok(()),
+        }
+    };
+    let (mut folded, ()) = tokio::try_join!(folding, checking)?;
+    let mut wanted = schema::wanted(&folded.catalog, selection);
+    if !all && !options.skip_check {
+        job.progress.step("reading the data through", None);
+        let used = |uuid: &Uuid| wanted.target(uuid).is_some() || wanted.definitions(uuid).is_some();
+        data::check(job, &catalog, used, &readers).await?;
+    }
     let definitions = data::definitions(&catalog, &wanted, &readers, &mut folded).await?;
     wanted.find_orphans(&definitions);
     job.check()?;
@@ -144,7 +162,7 @@ pub(crate) async fn forward(job: &Job, reader: &ObjectReader, frames: &mpsc::Sen
 async fn check_counts(
     cluster: &Cluster,
     wanted: &schema::Wanted,
-    inserted: &HashMap<crate::oplog::entry::Uuid, u64>,
+    inserted: &HashMap<Uuid, u64>,
 ) -> Result<()> {
     for collection in
         wanted.iter().filter(|c| !c.is_capped() && !c.is_orphaned() && c.name != crate::namespace::FUNCTIONS)

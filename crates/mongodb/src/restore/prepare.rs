@@ -70,7 +70,8 @@ pub(crate) async fn prepare(
     })
 }
 
-fn release(version: &str) -> Option<(u32, u32)> {
+/// Major and minor number of a version: what decides which data a server can hold.
+pub(crate) fn release(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }

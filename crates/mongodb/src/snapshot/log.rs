@@ -1,11 +1,12 @@
 //! The snapshot's own piece of oplog, read while the documents are copied.
 
 use hindsight_engine::{EngineError, FailureKind, Job, LogBuffer, LogReader, Result, SnapshotRequest};
-use hindsight_format::SliceName;
+use hindsight_format::{LogSummary, SliceName};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::cluster::Source;
+use crate::namespace;
 use crate::oplog::reader::{Opened, OplogReader};
 use crate::optime::Optime;
 
@@ -26,6 +27,8 @@ pub(super) struct Stored {
     pub(super) raw_bytes: u64,
     pub(super) stored_bytes: u64,
     pub(super) records: u64,
+    /// Records that changed something that is protected.
+    pub(super) writes: u64,
 }
 
 struct Writer {
@@ -56,7 +59,7 @@ impl OwnLog {
             snapshot: request.id.clone(),
             stream: stream.to_owned(),
             level: request.compression_level,
-            stored: Stored { last: first, slices: Vec::new(), raw_bytes: 0, stored_bytes: 0, records: 0 },
+            stored: Stored { last: first, slices: Vec::new(), raw_bytes: 0, stored_bytes: 0, records: 0, writes: 0 },
         };
         let (until, seen) = watch::channel(None);
         let task = tokio::spawn(read(reader, writer, seen));
@@ -107,9 +110,19 @@ impl Writer {
         let key = self.job.cluster.keys().snapshot_object(&self.snapshot, &format!("{}/{name}", self.stream));
         let written = piece.store(&self.job.cluster, key, self.level).await?;
         self.stored.records += piece.summary.records;
+        self.stored.writes += writes(&piece.summary);
         self.stored.raw_bytes += written.raw_bytes;
         self.stored.stored_bytes += written.stored_bytes;
         self.stored.slices.push(name);
         Ok(())
     }
+}
+
+/// Records that are more than signs of life and the server's own housekeeping.
+fn writes(summary: &LogSummary) -> u64 {
+    let protected = summary.counts.iter().filter(|(ns, _)| {
+        let (db, coll) = namespace::split(ns);
+        !ns.is_empty() && namespace::is_protected(db, coll)
+    });
+    protected.flat_map(|(_, operations)| operations.values()).sum()
 }

@@ -6,6 +6,7 @@
 
 pub(crate) mod catalog;
 mod data;
+pub(crate) mod hash;
 mod log;
 mod scan;
 pub(crate) mod stored;
@@ -36,6 +37,7 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
     let read_from = source.progress().await?.applied;
     confirm(&source, read_from).await?;
 
+    let hashing = hash::Hashing::begin(job, &source, &selection, request.hash).await;
     job.progress.step("listing collections", None);
     let mut collections = catalog::list(&source, &selection).await?;
     confirm(&source, source.progress().await?.applied).await?;
@@ -45,10 +47,13 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
     job.progress.step("copying documents", Some(bytes));
     let mut objects = data::copy(job, request, &source, &mut collections).await?;
 
+    let both = hashing.again(job, &source, &selection).await;
     job.progress.step("closing the log", None);
     let end = source.progress().await?.applied;
     confirm(&source, end).await?;
     let own = log.finish(end).await?;
+
+    let hashes = hash::kept(job, both, &own);
 
     let documents = collections.iter().flat_map(|c| &c.segments).map(|s| s.documents).sum();
     let count = collections.len() as u64;
@@ -79,6 +84,7 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
         streams: BTreeMap::from([(cluster.set_name.clone(), part)]),
         objects,
         totals,
+        hashes,
         created_by: env!("CARGO_PKG_VERSION").to_owned(),
         seal: None,
     })

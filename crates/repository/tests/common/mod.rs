@@ -121,6 +121,7 @@ pub fn manifest(id: &str) -> SnapshotManifest {
         streams: Default::default(),
         objects: Vec::new(),
         totals: SnapshotTotals::default(),
+        hashes: None,
         created_by: "test".into(),
         seal: None,
     }

@@ -1,0 +1,30 @@
+//! Checking what is stored, without a database: what only the engine understands of it.
+
+use hindsight_format::LogSummary;
+
+/// Checks the data of one snapshot. Frames come decoded, in any order and from several threads.
+pub trait DataCheck: Send + Sync {
+    /// Takes a frame of the scan `segment`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn frame(&self, segment: u32, raw: &[u8]) -> Result<(), String>;
+
+    /// What does not add up, once every frame of the snapshot was given; a line each.
+    fn finish(&self) -> Vec<String>;
+}
+
+/// Checks one slice of a log. Frames come decoded and in order.
+pub trait LogCheck: Send {
+    /// Takes the next frame.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn frame(&mut self, raw: &[u8]) -> Result<(), String>;
+
+    /// What the records come to, once every frame was given; to be compared with what the slice says of itself.
+    ///
+    /// # Errors
+    /// What is wrong with the slice as a whole.
+    fn finish(self: Box<Self>) -> Result<LogSummary, String>;
+}

@@ -1,0 +1,150 @@
+//! The drill: a restore into a server of its own, which then checks what it got.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use hindsight_catalog::{RestorePlan, Target, plan};
+use hindsight_engine::{
+    Engine, EngineError, Examined, FailureKind, Gate, Job, Progress, Scratch, ScratchRequest, Selection,
+};
+use hindsight_format::{ProofKind, ProofRecord, RestoreTotals};
+use hindsight_repository::ClusterRepository;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::overview::history;
+use crate::proof::Draft;
+use crate::restore::{RestoreRequest, options, restore_point, run_planned};
+use crate::{JobError, Result};
+
+/// What to restore for a trial.
+#[derive(Clone, Debug)]
+pub struct DrillRequest {
+    /// The restore point.
+    pub target: Target,
+    /// The base snapshot to use; none for the best one.
+    pub base: Option<String>,
+    /// The server's program; none to look for it in `PATH`.
+    pub program: Option<PathBuf>,
+}
+
+/// What a drill gave.
+#[derive(Debug)]
+pub struct Drilled {
+    /// What was wrong, a line each; nothing when the restore is as good as it should be.
+    pub problems: Vec<String>,
+    /// What was restored; none when the restore failed.
+    pub totals: Option<RestoreTotals>,
+    /// What the server said about it.
+    pub examined: Option<Examined>,
+    /// The evidence that was stored.
+    pub proof: ProofRecord,
+}
+
+/// A gate that is always open: the target is nobody's. Knows whether it was crossed.
+#[derive(Default)]
+struct Open(AtomicBool);
+
+#[async_trait]
+impl Gate for Open {
+    async fn cross(&self) -> hindsight_engine::Result<()> {
+        self.0.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Restores into a server that is started for that and gone afterwards, lets it check everything, and keeps the
+/// result as evidence. A restore that fails, and data that are not as they should be, are no errors but results; that no
+/// server can be started is one.
+pub async fn drill(
+    engine: &Arc<dyn Engine>,
+    cluster: &ClusterRepository,
+    request: &DrillRequest,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Drilled> {
+    let started_at = Timestamp::now();
+    let plan = plan(&history(cluster).await?, &request.target, request.base.as_deref(), started_at)?;
+    progress.step("starting a server to restore into", None);
+    let scratch = ScratchRequest {
+        program: request.program.clone(),
+        folder: std::env::temp_dir(),
+        must_hold: plan.base.source.server_version.clone(),
+    };
+    let scratch = tokio::select! {
+        started = engine.start_scratch(&scratch) => started?,
+        () = cancel.cancelled() => return Err(EngineError::cancelled().into()),
+    };
+    let job = Job { cluster: cluster.clone(), progress: progress.clone(), cancel: cancel.clone() };
+    // The server goes whatever happens, also when this is dropped.
+    let tried = tokio::select! {
+        tried = try_out(&*scratch, &job, &plan, request.target.clone()) => tried,
+        () = cancel.cancelled() => Err(EngineError::cancelled().into()),
+    };
+    let version = scratch.version().to_owned();
+    let stopped = scratch.stop().await;
+
+    let mut draft = Draft {
+        kind: ProofKind::Drill,
+        started_at,
+        snapshots: vec![plan.base.id.clone()],
+        restore_point: Some(restore_point(&plan)),
+        objects: (plan.base.objects.len() + plan.streams.iter().map(|s| s.own.len() + s.log.len()).sum::<usize>()) as u64,
+        bytes: plan.data_bytes + plan.log_bytes,
+        server_version: Some(version),
+        ..Draft::default()
+    };
+    let (totals, examined) = match tried {
+        Ok(tried) => {
+            draft.recovery_ms = Some(tried.recovery_ms);
+            draft.hashes_compared = tried.examined.hashes_compared;
+            draft.problems.clone_from(&tried.examined.problems);
+            (Some(tried.totals), Some(tried.examined))
+        }
+        Err(error) if error.kind() == Some(FailureKind::Cancelled) => return Err(error),
+        Err(error) => {
+            draft.problems.push(told(&error));
+            (None, None)
+        }
+    };
+    if !draft.problems.is_empty() {
+        draft.broken.push(plan.base.id.clone());
+    }
+    let problems = draft.problems.clone();
+    let proof = draft.store(cluster).await?;
+    stopped?;
+    Ok(Drilled { problems, totals, examined, proof })
+}
+
+/// A restore that was made, and examined.
+struct Tried {
+    totals: RestoreTotals,
+    recovery_ms: u64,
+    examined: Examined,
+}
+
+async fn try_out(scratch: &dyn Scratch, job: &Job, plan: &RestorePlan, target: Target) -> Result<Tried> {
+    let engine = scratch.engine();
+    let selection = Selection::new(plan.base.namespaces.clone())
+        .map_err(|error| EngineError::new(FailureKind::Damaged, error.to_string()))?;
+    let begun = Instant::now();
+    let preview = engine.prepare_restore(&job.cluster, plan, &selection).await?;
+    let gate = Arc::new(Open::default());
+    let options = options(&job.cluster, gate.clone(), None, false).await?;
+    let request = RestoreRequest { target, base: None, selection, parallel: None, skip_check: false };
+    let touched = async || gate.0.load(Ordering::Relaxed);
+    let totals = run_planned(&*engine, job, plan, &request, &preview, &options, touched).await?;
+    let recovery_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let examined = scratch.examine(job, plan, &totals).await?;
+    Ok(Tried { totals, recovery_ms, examined })
+}
+
+fn told(error: &JobError) -> String {
+    match error.hint() {
+        Some(hint) => format!("the restore failed: {error} ({hint})"),
+        None => format!("the restore failed: {error}"),
+    }
+}

@@ -1,0 +1,81 @@
+//! What damage means: which snapshots and moments cannot be restored.
+
+use hindsight_catalog::{History, Lost, Timeline, lost, timeline};
+use hindsight_format::{StoredSlice, format_time};
+
+use super::finding::{About, Finding, Level};
+
+/// Findings whose cost is worked out one by one; what they cost together is always told.
+const EACH: usize = 200;
+
+/// Says of each finding what it means.
+pub(super) fn tell(findings: &mut [Finding], history: &History) {
+    let before = timeline(history);
+    let open = findings.iter_mut().filter(|finding| finding.means.is_empty());
+    for finding in open.take(EACH) {
+        finding.means = match &finding.about {
+            About::Itself => continue,
+            About::Snapshot(id) => snapshot(id, history, &before),
+            About::Slice(slice) => self::slice(slice, history, &before),
+        };
+    }
+}
+
+/// What cannot be restored with all of them together.
+pub(super) fn all(findings: &[Finding], history: &History) -> Vec<Lost> {
+    let damage: Vec<_> = findings.iter().filter(|f| f.level == Level::Damage).map(|finding| &finding.about).collect();
+    let mut rest = history.clone();
+    rest.snapshots.retain(|snapshot| !damage.iter().any(|a| matches!(a, About::Snapshot(id) if *id == snapshot.id)));
+    rest.slices.retain(|slice| !damage.iter().any(|about| matches!(about, About::Slice(bad) if **bad == *slice)));
+    lost(&timeline(history), &timeline(&rest))
+}
+
+fn snapshot(id: &str, history: &History, before: &Timeline) -> String {
+    let mut rest = history.clone();
+    rest.snapshots.retain(|snapshot| snapshot.id != id);
+    let gone = lost(before, &timeline(&rest));
+    if !gone.is_empty() {
+        return format!("snapshot {id} cannot be restored, nor can {}", spans(&gone));
+    }
+    let based = before.ranges.iter().any(|range| range.from.is_some() && range.bases.iter().any(|base| base == id));
+    match based {
+        true => format!("snapshot {id} cannot be restored; moments after it can, from an earlier base (--base-snapshot)"),
+        false => format!("snapshot {id} cannot be restored"),
+    }
+}
+
+fn slice(slice: &StoredSlice, history: &History, before: &Timeline) -> String {
+    let mut rest = history.clone();
+    rest.slices.retain(|other| other != slice);
+    let gone = lost(before, &timeline(&rest));
+    if !gone.is_empty() {
+        return format!("cannot be restored: {}", spans(&gone));
+    }
+    let (start, end) = (&slice.name.start, &slice.name.end);
+    let covered = before.ranges.iter().filter(|range| range.epoch == slice.epoch).any(|range| {
+        range.streams.iter().any(|part| {
+            part.stream == slice.stream
+                && part.start.position.order() < end.position.order()
+                && start.position.order() < part.end.position.order()
+        })
+    });
+    match covered {
+        true => "no moment is lost, as the same log is stored in others too; but a restore that would read this one \
+                 is refused until it is removed"
+            .to_owned(),
+        false => format!(
+            "the log from {} to {} cannot be read; no snapshot leads into it",
+            format_time(start.time),
+            format_time(end.time)
+        ),
+    }
+}
+
+/// `10:03:11 - 10:13:02` with dates, of each.
+fn spans(lost: &[Lost]) -> String {
+    let one = |lost: &Lost| {
+        let epoch = if lost.epoch > 1 { format!(" (epoch {})", lost.epoch) } else { String::new() };
+        format!("{} - {}{epoch}", format_time(lost.from), format_time(lost.to))
+    };
+    lost.iter().map(one).collect::<Vec<_>>().join(", ")
+}
