@@ -1,5 +1,6 @@
 //! The one place that picks an engine.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hindsight_engine::Engine;
@@ -18,6 +19,12 @@ pub(crate) fn connecting(uri: &DatabaseUri) -> Result<Arc<dyn Engine>, Failure> 
     }
     Err(Failure::usage(format!("no engine knows databases such as {uri}"))
         .hint("a connection string begins with mongodb:// or mongodb+srv://"))
+}
+
+/// The program of a scratch server: the one that was named, or else the one in the environment.
+pub(crate) fn scratch_program(named: Option<&Path>) -> Option<PathBuf> {
+    let variable = || std::env::var_os("HINDSIGHT_MONGOD").filter(|value| !value.is_empty());
+    named.map(Path::to_owned).or_else(|| variable().map(PathBuf::from))
 }
 
 /// The engine that stored something, without a database: it can only be asked about what is stored.

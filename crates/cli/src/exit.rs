@@ -49,6 +49,11 @@ impl Failure {
         Self { what: what.into(), hint: None, exit }
     }
 
+    /// A failure that the printed result has told already.
+    pub(crate) fn told(exit: Exit) -> Self {
+        Self::new(exit, "")
+    }
+
     /// The command line is wrong.
     pub(crate) fn usage(what: impl Into<String>) -> Self {
         Self::new(Exit::Usage, what)

@@ -88,6 +88,9 @@ impl Output {
     pub(crate) fn fail(self, failure: &Failure) -> ! {
         let told = |text: &str| line(&scrub(text)).into_owned();
         let (what, hint, code) = (told(&failure.what), failure.hint.as_deref().map(told), failure.exit as i32);
+        if what.is_empty() {
+            exit(code);
+        }
         if self.is_json() {
             // The exit code tells it all the same when standard output is closed.
             let _ = self.print_json(&json!({"Error": what, "hint": hint, "code": code}));

@@ -23,6 +23,9 @@ pub struct ProofRecord {
     /// Those of them that cannot be restored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub broken: Vec<String>,
+    /// Whether the captured log was read too.
+    #[serde(default)]
+    pub log: bool,
     /// The restore point of a drill, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_point: Option<String>,

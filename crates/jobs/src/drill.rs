@@ -29,6 +29,8 @@ pub struct DrillRequest {
     pub base: Option<String>,
     /// The server's program; none to look for it in `PATH`.
     pub program: Option<PathBuf>,
+    /// Folder in which the server gets one for its data, with room for them.
+    pub folder: PathBuf,
 }
 
 /// What a drill gave.
@@ -71,7 +73,7 @@ pub async fn drill(
     progress.step("starting a server to restore into", None);
     let scratch = ScratchRequest {
         program: request.program.clone(),
-        folder: std::env::temp_dir(),
+        folder: request.folder.clone(),
         must_hold: plan.base.source.server_version.clone(),
     };
     let scratch = tokio::select! {

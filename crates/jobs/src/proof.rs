@@ -15,6 +15,8 @@ pub(crate) struct Draft {
     pub(crate) started_at: Timestamp,
     pub(crate) snapshots: Vec<String>,
     pub(crate) broken: Vec<String>,
+    /// The captured log was read too.
+    pub(crate) log: bool,
     pub(crate) restore_point: Option<String>,
     /// What was found wrong; nothing means that it passed.
     pub(crate) problems: Vec<String>,
@@ -32,6 +34,7 @@ impl Default for Draft {
             started_at: Timestamp::now(),
             snapshots: Vec::new(),
             broken: Vec::new(),
+            log: false,
             restore_point: None,
             problems: Vec::new(),
             objects: 0,
@@ -57,6 +60,7 @@ impl Draft {
             finished_at: Timestamp::now(),
             snapshots: self.snapshots,
             broken: self.broken,
+            log: self.log,
             restore_point: self.restore_point,
             findings,
             told: self.problems,

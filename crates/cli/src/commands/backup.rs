@@ -30,6 +30,10 @@ pub(crate) struct Args {
     /// Readers at the same time, 0 chooses [default: backup.numParallelCollections]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
     num_parallel_collections: Option<u32>,
+    /// Keep hashes of the data, for `verify --drill` to compare with; databases are locked against writes while
+    /// they are hashed, twice [default: backup.hash]
+    #[arg(long)]
+    hash: bool,
     /// Kind of snapshot: logical
     #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "logical")]
     kind: String,
@@ -93,6 +97,7 @@ impl Args {
             namespaces: selection.patterns().to_vec(),
             compression_level: self.compression_level,
             parallel: self.num_parallel_collections,
+            hash: self.hash.then_some(true),
         })
     }
 }

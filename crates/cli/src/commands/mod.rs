@@ -12,6 +12,7 @@ pub(crate) mod repository;
 pub(crate) mod restore;
 pub(crate) mod roles;
 pub(crate) mod status;
+pub(crate) mod verify;
 pub(crate) mod version;
 
 mod begun;
@@ -38,6 +39,7 @@ pub(crate) async fn run(verb: &Verb, context: &Context) -> Result<(), Failure> {
         Verb::Restore(args) => restore::run(args, context).await,
         Verb::OplogReplay(args) => oplog_replay::run(args, context).await,
         Verb::DescribeRestore(args) => describe_restore::run(args, context).await,
+        Verb::Verify(args) => verify::run(args, context).await,
         Verb::Agent(args) => agent::run(args, context).await,
         Verb::Repository(args) => repository::run(args, context).await,
         Verb::Roles(args) => roles::run(args, context),
@@ -56,6 +58,7 @@ fn nothing(context: &Context) -> Overview {
         timeline: Timeline::default(),
         epoch: 1,
         restores: Vec::new(),
+        proofs: Vec::new(),
         operation: None,
         capture: Captured::Idle(None),
     }

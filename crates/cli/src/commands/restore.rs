@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Connections that insert at the same time, 0 chooses [default: restore.numInsertionWorkers]
     #[arg(long, value_name = "N", alias = "num-parallel-collections", value_parser = clap::value_parser!(u32).range(0..=64))]
     num_insertion_workers_per_collection: Option<u32>,
+    /// Do not read the data through before the target is touched: damage in them is then found too late
+    #[arg(long)]
+    skip_check: bool,
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
@@ -88,6 +91,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         base: args.base_snapshot.clone(),
         selection,
         parallel: args.num_insertion_workers_per_collection,
+        skip_check: args.skip_check,
     };
     let proposal = context.unless_stopped(propose(&*engine, &repository, &source, request)).await?;
     let plan = PlanReport::of(&proposal, point.taken_as_utc.as_deref(), context.program);

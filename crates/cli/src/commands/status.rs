@@ -65,7 +65,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     }
     if wanted(Section::Backups) {
         let url = repository.as_ref().map_or(context.spec().url.as_str(), |repository| repository.url());
-        status.backups = Some(Backups::of(&overview, url, context.program));
+        status.backups = Some(Backups::of(&overview, url, now, context.program));
     }
     context.out.print(&status)
 }

@@ -143,6 +143,7 @@ pub(super) fn healthy() -> Overview {
         timeline: timeline(&history),
         history,
         epoch: 1,
+        proofs: Vec::new(),
         restores: Vec::new(),
         operation: None,
         capture: Captured::Running(lease(OperationKind::Capture, "rs0", "captured until ...")),

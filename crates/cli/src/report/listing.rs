@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::pitr::Pitr;
+use super::proofs::{Proven, warnings};
 use crate::output::Report;
 use crate::text;
 
@@ -25,6 +26,9 @@ pub(crate) struct Snapshots {
     hidden: usize,
     #[serde(skip)]
     several_epochs: bool,
+    /// What verifications and drills have found wrong, for people.
+    #[serde(skip)]
+    warnings: Vec<String>,
     #[serde(skip)]
     program: String,
 }
@@ -43,23 +47,28 @@ struct Entry {
     #[serde(rename = "type")]
     kind: String,
     epoch: u64,
+    /// How well it is known that it can be restored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proof: Option<Proven>,
 }
 
 impl Listing {
     pub(crate) fn of(overview: &Overview, size: Option<usize>, unbacked: bool, now: Timestamp, program: &str) -> Self {
-        Self { snapshots: Snapshots::of(overview, size, program), pitr: Pitr::of(overview, unbacked, now, program) }
+        Self { snapshots: Snapshots::of(overview, size, now, program), pitr: Pitr::of(overview, unbacked, now, program) }
     }
 }
 
 impl Snapshots {
     /// The last `size` snapshots, or all.
-    pub(crate) fn of(overview: &Overview, size: Option<usize>, program: &str) -> Self {
+    pub(crate) fn of(overview: &Overview, size: Option<usize>, now: Timestamp, program: &str) -> Self {
         let mut all: Vec<_> = overview.history.snapshots.iter().collect();
         all.sort_by_key(|snapshot| (snapshot.epoch, snapshot.restore_time(), snapshot.id.clone()));
         let hidden = all.len().saturating_sub(size.unwrap_or(usize::MAX));
         let several_epochs = overview.epoch > 1;
-        let shown = all.into_iter().skip(hidden).map(Entry::of).collect();
-        Self { shown, hidden, several_epochs, program: program.to_owned() }
+        let entry = |snapshot| Entry::of(snapshot, Proven::of(&overview.proofs, snapshot, now));
+        let shown = all.into_iter().skip(hidden).map(entry).collect();
+        let warnings = warnings(&overview.proofs, now, program);
+        Self { shown, hidden, several_epochs, warnings, program: program.to_owned() }
     }
 
     /// `Backup snapshots:` and what follows.
@@ -67,6 +76,10 @@ impl Snapshots {
         let mut head = vec!["NAME", "TYPE", "SIZE", "SELECTIVE", "RESTORE TIME"];
         if self.several_epochs {
             head.push("EPOCH");
+        }
+        let any_proof = self.shown.iter().any(|entry| entry.proof.is_some());
+        if any_proof {
+            head.push("PROOF");
         }
         if self.shown.is_empty() && self.hidden == 0 {
             return format!("Backup snapshots:\n  none yet: take one with `{} backup`\n", self.program);
@@ -79,18 +92,22 @@ impl Snapshots {
             if self.several_epochs {
                 row.push(entry.epoch.to_string());
             }
+            if any_proof {
+                row.push(entry.proof.as_ref().map_or_else(|| "-".to_owned(), |proof| proof.text.clone()));
+            }
             rows.push(row);
         }
         let older = match self.hidden as u64 {
             0 => String::new(),
             hidden => format!("  and {}\n", text::things(hidden, "older snapshot", "older snapshots")),
         };
-        format!("Backup snapshots:\n{}{older}", text::table_with_head(&rows, &[2]))
+        let warnings: String = self.warnings.iter().map(|warning| format!("  WARNING: {warning}\n")).collect();
+        format!("Backup snapshots:\n{}{older}{warnings}", text::table_with_head(&rows, &[2]))
     }
 }
 
 impl Entry {
-    fn of(snapshot: &SnapshotManifest) -> Self {
+    fn of(snapshot: &SnapshotManifest, proof: Option<Proven>) -> Self {
         Self {
             name: snapshot.id.clone(),
             namespaces: snapshot.namespaces.clone(),
@@ -100,6 +117,7 @@ impl Entry {
             restore_time: format_time(snapshot.restore_time()),
             kind: snapshot.kind.to_string(),
             epoch: snapshot.epoch,
+            proof,
         }
     }
 }

@@ -3,9 +3,11 @@
 pub(crate) mod listing;
 pub(crate) mod pitr;
 pub(crate) mod plan;
+pub(crate) mod proofs;
 pub(crate) mod restores;
 pub(crate) mod snapshot;
 pub(crate) mod status;
+pub(crate) mod verify;
 
 #[cfg(test)]
 mod examples;

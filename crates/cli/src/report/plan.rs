@@ -162,7 +162,7 @@ impl PlanReport {
             renamed: request.selection.renaming().map(|r| format!("{} as {}", r.from, r.to)),
             replaced,
             dropped,
-            notes: preview.notes.iter().cloned().chain(notes(facts)).collect(),
+            notes: preview.notes.iter().cloned().chain(notes(facts)).chain(unchecked(request)).collect(),
         }
     }
 
@@ -220,6 +220,13 @@ fn notes(facts: &Facts<'_>) -> Vec<String> {
         }
     };
     vec![note]
+}
+
+/// What it means not to look first.
+fn unchecked(request: &RestoreRequest) -> Option<String> {
+    let note = "the data are not read through beforehand (--skip-check): damage in them is found when the target is \
+                half restored";
+    request.skip_check.then(|| note.to_owned())
 }
 
 fn by_hand(program: &str) -> String {

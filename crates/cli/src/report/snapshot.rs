@@ -45,6 +45,9 @@ pub(crate) struct SnapshotReport {
     /// The public keys to which it is sealed.
     #[serde(skip_serializing_if = "Option::is_none")]
     sealed_to: Option<Vec<String>>,
+    /// Collections of which a hash is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hashes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     collections: Option<Vec<CollectionInfo>>,
 }
@@ -116,6 +119,7 @@ impl SnapshotReport {
             log: log.collect(),
             objects: objects.collect(),
             sealed_to: snapshot.seal.as_ref().map(|seal| seal.sealed_to.clone()),
+            hashes: snapshot.hashes.as_ref().map(|hashes| hashes.collections.len() as u64),
             collections,
         }
     }
@@ -152,12 +156,14 @@ impl Report for Taken {
         let next = next.as_ref().map(|next| format!("{next}\n")).unwrap_or_default();
         let collections = text::things(s.collection_count, "collection", "collections");
         let documents = text::things(s.document_count, "document", "documents");
+        let hashes = s.hashes.map(|n| format!("  hashes        of {}\n", text::things(n, "collection", "collections")));
+        let hashes = hashes.unwrap_or_default();
         format!(
             "Backup \"{name}\" saved to remote store (path: \"{storage}\")\n  \
              holds         {collections}, {documents}\n  \
              size          {}, {} uncompressed\n  \
              restore time  {}\n  \
-             took          {}, read from {} ({})\n{next}",
+             took          {}, read from {} ({})\n{hashes}{next}",
             s.size_h, s.size_uncompressed_h, s.restore_time, s.duration, s.member, s.role,
         )
     }

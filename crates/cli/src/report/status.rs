@@ -176,7 +176,7 @@ impl Running {
 }
 
 impl Backups {
-    pub(crate) fn of(overview: &Overview, repository: &str, program: &str) -> Self {
+    pub(crate) fn of(overview: &Overview, repository: &str, now: Timestamp, program: &str) -> Self {
         let history = &overview.history;
         let log_bytes = history.slices.iter().map(|slice| slice.stored_bytes).sum();
         let snapshots: u64 = history.snapshots.iter().map(|snapshot| snapshot.totals.stored_bytes).sum();
@@ -190,7 +190,7 @@ impl Backups {
         Self {
             repository: repository.to_owned(),
             stored_bytes: snapshots + log_bytes,
-            snapshots: Snapshots::of(overview, None, program),
+            snapshots: Snapshots::of(overview, None, now, program),
             last_restore,
             slices: history.slices.len() as u64,
             log_bytes,

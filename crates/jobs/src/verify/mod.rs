@@ -103,6 +103,7 @@ pub async fn verify(
         started_at,
         snapshots: survey.snapshots(),
         broken: broken.into_iter().collect(),
+        log: only.is_none(),
         problems: damage.iter().map(|finding| format!("{}: {}", finding.key, finding.what)).collect(),
         objects: reading.objects,
         bytes: reading.bytes,

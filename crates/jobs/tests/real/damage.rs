@@ -3,21 +3,13 @@
 use anyhow::{Context, Result};
 use bson::doc;
 use hindsight_catalog::Target;
-use hindsight_engine::{FailureKind, Selection};
-use hindsight_jobs::JobError;
+use hindsight_engine::{FailureKind, Progress, Selection};
+use hindsight_jobs::{JobError, RestoreRequest, propose, restore};
 use hindsight_testkit::{ClusterState, ReplicaSet};
+use tokio_util::sync::CancellationToken;
 
+use crate::support::harm::files;
 use crate::support::{Store, logging, same, this_moment};
-
-/// Every file below a folder.
-fn files(folder: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
-    }
-    Ok(found)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_log_or_a_cut_object_is_refused_before_the_target_is_touched() -> Result<()> {
@@ -50,8 +42,14 @@ async fn a_damaged_log_or_a_cut_object_is_refused_before_the_target_is_touched()
     };
     let cut = |bytes: &[u8]| bytes[..bytes.len() / 2].to_vec();
     type Harm<'a> = (&'a str, &'a dyn Fn(&[u8]) -> Vec<u8>);
-    let harms: [Harm; 5] =
-        [("/log/", &flip), ("/log/", &cut), ("data/000001", &cut), ("catalog.bson", &flip), ("manifest.json", &flip)];
+    let harms: [Harm; 6] = [
+        ("/log/", &flip),
+        ("/log/", &cut),
+        ("data/000001", &cut),
+        ("data/000001", &flip),
+        ("catalog.bson", &flip),
+        ("manifest.json", &flip),
+    ];
     for (part, harm) in harms {
         let path = one(part)?;
         let good = std::fs::read(&path)?;
@@ -73,4 +71,40 @@ async fn a_damaged_log_or_a_cut_object_is_refused_before_the_target_is_touched()
     std::fs::write(&path, &good)?;
     here.restore_into(&here, moment, Selection::default()).await?;
     same(&client, &before).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_check_damage_in_the_data_is_found_too_late() -> Result<()> {
+    logging();
+    let set = ReplicaSet::single().await?;
+    let client = set.client().await?;
+    let store = Store::new().await?;
+    let here = store.protect(&set.uri(), None).await?;
+    let things = client.database("app").collection("things");
+    things.insert_many((0..5000).map(|n| doc! {"_id": n, "text": format!("thing number {n}")})).await?;
+    let target = Target::Snapshot(here.backup().await?.id);
+    let before = ClusterState::read(&client).await?;
+    let root = std::path::PathBuf::from(store.repository.url().trim_start_matches("file://"));
+    let data: Vec<_> = files(&root)?.into_iter().filter(|path| path.display().to_string().contains("/data/")).collect();
+    // The largest holds the things; the others hold what the server keeps itself.
+    let largest = data.iter().max_by_key(|path| path.metadata().map_or(0, |meta| meta.len())).context("no data")?;
+    let mut bytes = std::fs::read(largest)?;
+    bytes[200] ^= 1;
+    std::fs::write(largest, bytes)?;
+
+    let name = largest.file_name().context("no name")?.to_string_lossy().into_owned();
+    for selection in [Selection::default(), Selection::new(vec!["app.things".to_owned()])?] {
+        let refused = here.restore_into(&here, target.clone(), selection).await.unwrap_err();
+        assert!(refused.to_string().contains(&name), "{refused}");
+        same(&client, &before).await?;
+    }
+    let other = Selection::new(vec!["elsewhere.*".to_owned()])?;
+    here.restore_into(&here, target.clone(), other).await.context("what is not read cannot hurt")?;
+    let request =
+        RestoreRequest { target, base: None, selection: Selection::default(), parallel: None, skip_check: true };
+    let proposal = propose(&*here.engine, &here.repository, &here.cluster, request).await?;
+    let failed = restore(&*here.engine, &proposal, &Progress::default(), &CancellationToken::new()).await.unwrap_err();
+    assert!(failed.to_string().contains(&name), "{failed}");
+    assert!(here.cluster.restores().await?.last().is_some_and(|record| record.touched));
+    Ok(())
 }

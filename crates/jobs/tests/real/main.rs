@@ -7,6 +7,8 @@ mod support;
 mod bucket;
 mod capture;
 mod damage;
+mod drill;
+mod integrity;
 mod main_job;
 mod names;
 mod replay;

@@ -1,5 +1,7 @@
 //! What the tests of jobs share.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+pub mod harm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,10 +94,19 @@ impl Protected {
 
     /// Starts an agent with short times.
     pub fn agent(&self) -> Running {
+        self.agent_that_merges_every(Duration::from_secs(3))
+    }
+
+    /// Starts one that leaves slices as they are.
+    pub fn unmerging_agent(&self) -> Running {
+        self.agent_that_merges_every(Duration::from_secs(3600))
+    }
+
+    fn agent_that_merges_every(&self, merge_every: Duration) -> Running {
         let tuning = Tuning {
             poll: Duration::from_millis(200),
             idle_interval: Duration::from_secs(2),
-            merge_every: Duration::from_secs(3),
+            merge_every,
             snapshot_pause: Duration::from_secs(1),
             ..Tuning::default()
         };
@@ -145,6 +156,19 @@ impl Protected {
         let proposal = propose(engine, &self.repository, &self.cluster, request).await?;
         Ok(restore(engine, &proposal, &Progress::default(), &CancellationToken::new()).await?)
     }
+}
+
+/// Waits until there is a range in `epoch` with log in it.
+pub async fn captured_log(here: &Protected, epoch: u64) -> Result<()> {
+    let begun = std::time::Instant::now();
+    let has = |overview: &hindsight_jobs::Overview| {
+        overview.timeline.ranges.iter().any(|range| range.epoch == epoch && range.to.is_some())
+    };
+    while !has(&hindsight_jobs::overview(&here.cluster).await?) {
+        anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "no log in epoch {epoch} within 60 s");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// The moment right after the last write, as a restore point.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bson::doc;
-use hindsight_engine::{Job, Result, Selection};
+use hindsight_engine::{FailureKind, Job, Result, Selection};
 use hindsight_format::SnapshotHashes;
 use mongodb::Client;
 
@@ -55,7 +55,10 @@ impl Hashing {
         match hashes(&source.client, selection).await {
             Ok(before) => Self(Some(before)),
             Err(error) => {
-                let hint = error.hint.as_ref().map(|_| "; dbHash needs the role readAnyDatabase besides").unwrap_or_default();
+                let hint = match error.kind {
+                    FailureKind::Privilege => "; to hash, the user needs the role readAnyDatabase besides",
+                    _ => "",
+                };
                 job.progress.warn(format!("no hashes are kept: {error}{hint}"));
                 Self(None)
             }

@@ -1,0 +1,187 @@
+//! What a verification and a drill have found.
+
+use hindsight_catalog::Lost;
+use hindsight_engine::Examined;
+use hindsight_format::{ProofRecord, RestoreTotals, format_time};
+use hindsight_jobs::{Drilled, Finding, Level, Verified};
+use serde::Serialize;
+
+use super::proofs::recovery;
+use crate::output::Report;
+use crate::text;
+
+/// Findings of each kind that are shown to people.
+const SHOWN: usize = 100;
+
+/// What a verification has found, and the drill after it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Verification {
+    passed: bool,
+    snapshots: Vec<String>,
+    objects: u64,
+    slices: u64,
+    records: u64,
+    bytes: u64,
+    seconds: u64,
+    findings: Vec<Finding>,
+    /// What cannot be restored with all the damage together.
+    lost: Vec<Span>,
+    proof: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drill: Option<Drill>,
+    /// Why there was no drill although there should have been one.
+    #[serde(skip)]
+    no_drill: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Span {
+    epoch: u64,
+    from: String,
+    to: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Drill {
+    passed: bool,
+    restore_point: String,
+    base: String,
+    recovery_ms: Option<u64>,
+    server_version: Option<String>,
+    totals: Option<RestoreTotals>,
+    examined: Option<Examined>,
+    problems: Vec<String>,
+    proof: String,
+}
+
+impl Verification {
+    /// `wanted` says whether a drill was asked for.
+    pub(crate) fn of(verified: Verified, drilled: Option<Drilled>, wanted: bool) -> Self {
+        let Verified { findings, lost, records, slices, proof } = verified;
+        let drill = drilled.map(Drill::of);
+        Self {
+            passed: proof.passed && drill.as_ref().is_none_or(|drill| drill.passed),
+            seconds: seconds(&proof),
+            objects: proof.objects - slices,
+            slices,
+            records,
+            bytes: proof.bytes,
+            findings,
+            lost: lost.into_iter().map(Span::of).collect(),
+            proof: proof.id,
+            snapshots: proof.snapshots,
+            no_drill: wanted && drill.is_none(),
+            drill,
+        }
+    }
+
+    /// Whether nothing is wrong.
+    pub(crate) fn passed(&self) -> bool {
+        self.passed
+    }
+
+    fn list(&self, level: Level, title: &str) -> String {
+        let found: Vec<_> = self.findings.iter().filter(|finding| finding.level == level).collect();
+        if found.is_empty() {
+            return String::new();
+        }
+        let mut text = format!("{title} ({}):\n", text::count(found.len() as u64));
+        for finding in found.iter().take(SHOWN) {
+            text.push_str(&format!("  {}: {}\n    {}\n", finding.key, finding.what, finding.means));
+        }
+        if found.len() > SHOWN {
+            text.push_str(&format!("  and {} more\n", text::count((found.len() - SHOWN) as u64)));
+        }
+        text
+    }
+}
+
+impl Span {
+    fn of(lost: Lost) -> Self {
+        Self { epoch: lost.epoch, from: format_time(lost.from), to: format_time(lost.to) }
+    }
+}
+
+impl Drill {
+    fn of(drilled: Drilled) -> Self {
+        let Drilled { problems, totals, examined, proof } = drilled;
+        Self {
+            passed: proof.passed,
+            restore_point: proof.restore_point.unwrap_or_default(),
+            base: proof.snapshots.into_iter().next().unwrap_or_default(),
+            recovery_ms: proof.recovery_ms,
+            server_version: proof.server_version,
+            totals,
+            examined,
+            problems,
+            proof: proof.id,
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut rows = vec![("restore point", self.restore_point.clone())];
+        if let Some(totals) = &self.totals {
+            let collections = text::things(totals.collections, "collection", "collections");
+            let documents = text::things(totals.documents, "document", "documents");
+            let indexes = text::things(totals.indexes, "index", "indexes");
+            let version = self.server_version.as_deref().unwrap_or("-");
+            rows.push(("restored", format!("{collections}, {documents} ({}), {indexes}", text::bytes(totals.bytes))));
+            rows.push(("into", format!("a server of version {version}, which is gone again")));
+            rows.push(("recovery time", recovery(self.recovery_ms.unwrap_or(0))));
+        }
+        if let Some(examined) = &self.examined {
+            rows.push(("validated", text::things(examined.collections, "collection", "collections")));
+            rows.push(("hashes", match examined.hashes_compared {
+                Some(n) => format!("{} compared with those of backup time", text::count(n)),
+                None => "none to compare with".to_owned(),
+            }));
+        }
+        let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+        let mut text = format!("Drill {} of snapshot {}:\n{}", self.proof, self.base, text::table(&rows, &[]));
+        match self.problems.as_slice() {
+            [] => text.push_str("It can be restored, and is what it should be.\n"),
+            problems => {
+                text.push_str("DRILL FAILED:\n");
+                problems.iter().for_each(|problem| text.push_str(&format!("  {problem}\n")));
+            }
+        }
+        text
+    }
+}
+
+impl Report for Verification {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "Read {} with {}, {} of log, {}: {} in {}.\n",
+            text::things(self.snapshots.len() as u64, "snapshot", "snapshots"),
+            text::things(self.objects, "object", "objects"),
+            text::things(self.slices, "slice", "slices"),
+            text::things(self.records, "record", "records"),
+            text::bytes(self.bytes),
+            if self.seconds == 0 { "under 1s".to_owned() } else { text::span(self.seconds.try_into().unwrap_or(i64::MAX)) },
+        );
+        text.push_str(&self.list(Level::Damage, "DAMAGE"));
+        text.push_str(&self.list(Level::Note, "Notes"));
+        if !self.lost.is_empty() {
+            text.push_str("Cannot be restored, with all of this together:\n");
+        }
+        for Span { epoch, from, to } in &self.lost {
+            let epoch = if *epoch > 1 { format!(" (epoch {epoch})") } else { String::new() };
+            text.push_str(&format!("  {from} - {to}{epoch}\n"));
+        }
+        if !self.findings.iter().any(|finding| finding.level == Level::Damage) {
+            text.push_str("Nothing is damaged.\n");
+        }
+        if let Some(drill) = &self.drill {
+            text.push_str(&drill.text());
+        }
+        if self.no_drill {
+            text.push_str("No drill was made of what is damaged.\n");
+        }
+        text
+    }
+}
+
+fn seconds(proof: &ProofRecord) -> u64 {
+    proof.finished_at.duration_since(proof.started_at).as_secs().try_into().unwrap_or(0)
+}
