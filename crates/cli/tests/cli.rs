@@ -330,3 +330,57 @@ fn versions_and_completions_need_nothing() {
     cli.run("list").ends(2, "no scheme");
     cli.run("").ends(2, "Usage: hindsight");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_stored_is_proven_and_what_is_damaged_is_told_everywhere() {
+    let set = ReplicaSet::single().await.unwrap();
+    let client = set.client().await.unwrap();
+    insert(&client, 0..500).await;
+    last_optime(&client).await.unwrap();
+    let cli = Cli::new(&set.uri());
+    cli.run("verify").ends(9, "nothing is stored");
+    let taken = cli.json("backup --hash");
+    let name = taken["name"].as_str().unwrap().to_owned();
+    assert!(taken["snapshot"]["hashes"].as_u64().is_some_and(|hashes| hashes >= 1), "{taken}");
+
+    cli.run("verify nope").ends(9, "there is no snapshot");
+    cli.run(&format!("verify {name} --time latest")).ends(2, "--drill");
+    cli.run("verify --drill --mongod /nowhere/mongod").ends(1, "--mongod");
+    cli.run("verify").ends(0, "Nothing is damaged.");
+    let list = cli.ok("list");
+    assert!(list.contains("PROOF") && list.contains("read "), "{list}");
+    let mongod = hindsight_testkit::mongod_binary().unwrap().display();
+    let said = cli.ok(&format!("verify {name} --drill --mongod {mongod}"));
+    assert!(said.contains("It can be restored, and is what it should be.") && said.contains("recovery time"), "{said}");
+    let status = cli.ok("status");
+    assert!(status.contains("proven "), "{status}");
+    let list = cli.json("list");
+    assert_eq!(list["snapshots"][0]["proof"]["kind"], "drill", "{list}");
+    assert!(list["snapshots"][0]["proof"]["recovery_ms"].as_u64().is_some(), "{list}");
+
+    let clusters = cli.repository().join("clusters");
+    let cluster = std::fs::read_dir(clusters).unwrap().next().unwrap().unwrap().path();
+    let data = cluster.join(format!("snapshots/{name}/data"));
+    let file = std::fs::read_dir(data).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(&file, bytes).unwrap();
+    let key = file.file_name().unwrap().to_string_lossy().into_owned();
+    let ran = cli.run(&format!("verify {name} --drill --mongod {mongod}")).ends(8, &key);
+    assert!(
+        ran.out.contains("DAMAGE (1)") && ran.out.contains(&format!("snapshot {name} cannot be restored")),
+        "{ran}"
+    );
+    assert!(ran.out.contains("No drill was made"), "{ran}");
+    let ran = cli.run("verify -o json").ends(8, &key);
+    let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((&report["passed"], &report["findings"][0]["level"]), (&false.into(), &"damage".into()), "{report}");
+    let list = cli.ok("list");
+    assert!(list.contains("DAMAGED (read ") && list.contains("WARNING: the verification"), "{list}");
+    let before = ClusterState::read(&client).await.unwrap();
+    cli.run(&format!("restore {name} --yes")).ends(8, &key);
+    assert_eq!(before.diff(&ClusterState::read(&client).await.unwrap()), Vec::<String>::new());
+    let plan = cli.ok(&format!("restore {name} --dry-run --skip-check"));
+    assert!(plan.contains("--skip-check"), "{plan}");
+}

@@ -94,7 +94,8 @@ pub async fn drill(
         started_at,
         snapshots: vec![plan.base.id.clone()],
         restore_point: Some(restore_point(&plan)),
-        objects: (plan.base.objects.len() + plan.streams.iter().map(|s| s.own.len() + s.log.len()).sum::<usize>()) as u64,
+        objects: (plan.base.objects.len() + plan.streams.iter().map(|s| s.own.len() + s.log.len()).sum::<usize>())
+            as u64,
         bytes: plan.data_bytes + plan.log_bytes,
         server_version: Some(version),
         ..Draft::default()
@@ -137,8 +138,7 @@ async fn try_out(scratch: &dyn Scratch, job: &Job, plan: &RestorePlan, target: T
     let gate = Arc::new(Open::default());
     let options = options(&job.cluster, gate.clone(), None, false).await?;
     let request = RestoreRequest { target, base: None, selection, parallel: None, skip_check: false };
-    let touched = async || gate.0.load(Ordering::Relaxed);
-    let totals = run_planned(&*engine, job, plan, &request, &preview, &options, touched).await?;
+    let totals = run_planned(&*engine, job, plan, &request, &preview, &options, &gate.0).await?;
     let recovery_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let examined = scratch.examine(job, plan, &totals).await?;
     Ok(Tried { totals, recovery_ms, examined })

@@ -1,6 +1,7 @@
 //! Restoring: propose, confirm, carry out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -130,6 +131,7 @@ struct Recorder {
     source: ClusterRepository,
     target: Option<ClusterRepository>,
     begins_epoch: bool,
+    touched: AtomicBool,
     record: Mutex<RestoreRecord>,
 }
 
@@ -154,6 +156,7 @@ impl Recorder {
 impl Gate for Recorder {
     /// From here on the target is changed: its history ends here, a new epoch begins.
     async fn cross(&self) -> hindsight_engine::Result<()> {
+        self.touched.store(true, Ordering::Relaxed);
         let mut epoch = None;
         if let Some(target) = self.target.as_ref().filter(|_| self.begins_epoch) {
             let id = self.record.lock().await.id.clone();
@@ -200,6 +203,7 @@ async fn carry_out(
         source: proposal.source.clone(),
         target: proposal.target.clone(),
         begins_epoch: proposal.begins_epoch,
+        touched: AtomicBool::new(false),
         record: Mutex::new(first_record(proposal, id)),
     });
     recorder.change(|_| {}).await?;
@@ -213,8 +217,7 @@ async fn carry_out(
         let options = options(&proposal.source, recorder.clone(), request.parallel, request.skip_check).await?;
         let cancel = exclusive.cancel.clone();
         let job = Job { cluster: proposal.source.clone(), progress: progress.clone(), cancel };
-        let touched = async || recorder.record.lock().await.touched;
-        let run = run_planned(engine, &job, &proposal.plan, request, &proposal.preview, &options, touched);
+        let run = run_planned(engine, &job, &proposal.plan, request, &proposal.preview, &options, &recorder.touched);
         tokio::select! {
             totals = run => totals,
             () = told => unreachable_end(),
@@ -308,12 +311,12 @@ pub(crate) async fn run_planned(
     request: &RestoreRequest,
     preview: &Preview,
     options: &RestoreOptions,
-    touched: impl AsyncFn() -> bool,
+    touched: &AtomicBool,
 ) -> Result<RestoreTotals> {
     let mut current = first.clone();
     for _ in 0..REPLANS {
         match engine.restore(job, &current, &request.selection, preview, options).await {
-            Err(error) if is_missing(&error) && !touched().await => {
+            Err(error) if is_missing(&error) && !touched.load(Ordering::Relaxed) => {
                 let history = history(&job.cluster).await?;
                 let again = plan(&history, &request.target, Some(&current.base.id), Timestamp::now())?;
                 if again == current {

@@ -89,8 +89,7 @@ impl DataCheck for SnapshotCheck {
             for segment in &collection.segments {
                 all += segment.documents;
                 let Some(found) = self.found.get(&segment.id) else { continue };
-                let (documents, bytes) =
-                    (found.documents.load(Ordering::Relaxed), found.bytes.load(Ordering::Relaxed));
+                let (documents, bytes) = (found.documents.load(Ordering::Relaxed), found.bytes.load(Ordering::Relaxed));
                 if (documents, bytes) != (segment.documents, segment.bytes) {
                     wrong.push(format!(
                         "{name}: {documents} documents ({bytes} bytes) are stored, the catalog says {} ({} bytes)",
@@ -175,11 +174,11 @@ mod tests {
         let good = bytes(&doc! {"a": {"b": "text", "c": true}});
         let place = |needle: &[u8]| good.windows(needle.len()).position(|found| found == needle).unwrap();
         for (at, byte) in [
-            (0, 1),                          // length of the whole
-            (place(b"b\0") - 1, 0x2a),       // a type that there is not
-            (place(b"text") + 4, b'!'),      // the end of the text
-            (place(b"c\0") + 2, 7),          // the boolean
-            (place(b"a\0") + 2, 0xff),       // length of the inner document
+            (0, 1),                     // length of the whole
+            (place(b"b\0") - 1, 0x2a),  // a type that there is not
+            (place(b"text") + 4, b'!'), // the end of the text
+            (place(b"c\0") + 2, 7),     // the boolean
+            (place(b"a\0") + 2, 0xff),  // length of the inner document
         ] {
             let mut bad = good.clone();
             bad[at] = byte;

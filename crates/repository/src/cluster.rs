@@ -240,17 +240,9 @@ impl ClusterRepository {
     /// and nothing rests on it.
     pub async fn proofs(&self) -> Result<Vec<ProofRecord>> {
         let entries = self.repository.store().list(&self.keys.proofs()).await?;
-        let mut proofs = Vec::new();
-        for entry in entries.into_iter().filter(|entry| entry.key.ends_with(".json")) {
-            match self.repository.read::<ProofRecord>(&entry.key).await {
-                Ok(found) => proofs.extend(found),
-                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
-                    tracing::warn!(%error, "a proof is passed over");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(proofs)
+        let keys = entries.into_iter().map(|entry| entry.key).filter(|key| key.ends_with(".json")).collect();
+        let found = self.repository.read_readable(keys).await?;
+        Ok(found.into_iter().map(|(_, proof)| proof).collect())
     }
 
     /// Writes the record of a verification or drill, under its id or the next free second.

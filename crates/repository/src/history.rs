@@ -152,12 +152,13 @@ impl ClusterRepository {
         }
     }
 
-    /// All recorded gaps, by stream, epoch and time.
+    /// All recorded gaps, by stream, epoch and time. One that cannot be read is left out: it explains a gap, it does
+    /// not make one.
     pub async fn gaps(&self) -> Result<Vec<StoredGap>> {
         let folder = self.keys().gaps();
         let entries = self.repository().store().list(&folder).await?;
         let keys = entries.into_iter().map(|entry| entry.key).filter(|key| key.ends_with(".json")).collect();
-        let found = self.repository().read_all::<GapRecord>(keys).await?;
+        let found = self.repository().read_readable::<GapRecord>(keys).await?;
         let gap = |(key, record): (String, GapRecord)| {
             let mut parts = key.strip_prefix(&folder)?.split('/');
             let (stream, epoch) = (parts.next()?.to_owned(), parts.next()?.parse().ok()?);

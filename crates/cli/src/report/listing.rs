@@ -54,7 +54,10 @@ struct Entry {
 
 impl Listing {
     pub(crate) fn of(overview: &Overview, size: Option<usize>, unbacked: bool, now: Timestamp, program: &str) -> Self {
-        Self { snapshots: Snapshots::of(overview, size, now, program), pitr: Pitr::of(overview, unbacked, now, program) }
+        Self {
+            snapshots: Snapshots::of(overview, size, now, program),
+            pitr: Pitr::of(overview, unbacked, now, program),
+        }
     }
 }
 

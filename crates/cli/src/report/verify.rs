@@ -131,10 +131,13 @@ impl Drill {
         }
         if let Some(examined) = &self.examined {
             rows.push(("validated", text::things(examined.collections, "collection", "collections")));
-            rows.push(("hashes", match examined.hashes_compared {
-                Some(n) => format!("{} compared with those of backup time", text::count(n)),
-                None => "none to compare with".to_owned(),
-            }));
+            rows.push((
+                "hashes",
+                match examined.hashes_compared {
+                    Some(n) => format!("{} compared with those of backup time", text::count(n)),
+                    None => "none to compare with".to_owned(),
+                },
+            ));
         }
         let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
         let mut text = format!("Drill {} of snapshot {}:\n{}", self.proof, self.base, text::table(&rows, &[]));
@@ -158,7 +161,11 @@ impl Report for Verification {
             text::things(self.slices, "slice", "slices"),
             text::things(self.records, "record", "records"),
             text::bytes(self.bytes),
-            if self.seconds == 0 { "under 1s".to_owned() } else { text::span(self.seconds.try_into().unwrap_or(i64::MAX)) },
+            if self.seconds == 0 {
+                "under 1s".to_owned()
+            } else {
+                text::span(self.seconds.try_into().unwrap_or(i64::MAX))
+            },
         );
         text.push_str(&self.list(Level::Damage, "DAMAGE"));
         text.push_str(&self.list(Level::Note, "Notes"));

@@ -39,7 +39,9 @@ fn snapshot(id: &str, history: &History, before: &Timeline) -> String {
     }
     let based = before.ranges.iter().any(|range| range.from.is_some() && range.bases.iter().any(|base| base == id));
     match based {
-        true => format!("snapshot {id} cannot be restored; moments after it can, from an earlier base (--base-snapshot)"),
+        true => {
+            format!("snapshot {id} cannot be restored; moments after it can, from an earlier base (--base-snapshot)")
+        }
         false => format!("snapshot {id} cannot be restored"),
     }
 }

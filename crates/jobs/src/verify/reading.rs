@@ -132,7 +132,8 @@ impl<'a> Reading<'a> {
             .map(|task| AbortOnDropHandle::new(tokio::spawn(task.run())))
             .buffer_unordered(at_once);
         while let Some(done) = running.next().await {
-            let ended = |e: tokio::task::JoinError| EngineError::new(FailureKind::Local, format!("a reader ended: {e}"));
+            let ended =
+                |e: tokio::task::JoinError| EngineError::new(FailureKind::Local, format!("a reader ended: {e}"));
             let (work, problems) = done.map_err(ended)??;
             self.bytes += work.bytes();
             self.objects += 1;

@@ -35,9 +35,9 @@ impl Records<'_> {
         let mut record = Record::Other;
         let found = match place {
             Place::Descriptor => self
-                .decode::<ClusterDescriptor>(key, |it| wrong(it.name != self.cluster.name(), || {
-                    format!("it is the record of the cluster {}", it.name)
-                }))
+                .decode::<ClusterDescriptor>(key, |it| {
+                    wrong(it.name != self.cluster.name(), || format!("it is the record of the cluster {}", it.name))
+                })
                 .await?
                 .map(drop),
             Place::Config(_) => self.decode::<ClusterConfig>(key, |_| None).await?.map(drop),
@@ -61,7 +61,9 @@ impl Records<'_> {
                     }
                 }),
             Place::Gap { stream, epoch, end } => self
-                .decode::<GapRecord>(key, |it| wrong(it.end != *end, || format!("it is that of a gap until {}", it.end)))
+                .decode::<GapRecord>(key, |it| {
+                    wrong(it.end != *end, || format!("it is that of a gap until {}", it.end))
+                })
                 .await?
                 .map(|found| {
                     if let Some(found) = found {
@@ -148,6 +150,10 @@ fn finding(key: &str, place: &Place, newest: bool, why: String) -> Finding {
         }
         Place::Descriptor => {
             let means = "which cluster this is is not known: nothing of it is found until the record is put right";
+            (Level::Damage, About::Itself, means.to_owned())
+        }
+        Place::Gap { .. } => {
+            let means = "the gap in the log that it explains is shown without its cause; nothing more is lost";
             (Level::Damage, About::Itself, means.to_owned())
         }
         _ => (Level::Damage, About::Itself, BLOCKS.to_owned()),

@@ -152,13 +152,16 @@ impl Survey {
                 (*objects, *bytes) = (*objects + 1, *bytes + entry.size);
             } else if readable.contains(snapshot.as_str()) && !named.contains(&entry.key) {
                 let what = format!("the manifest of the snapshot does not name it ({} bytes)", entry.size);
-                self.findings.push(Finding::note(&entry.key, what, "nothing reads it: it is foreign, and can be removed"));
+                self.findings.push(Finding::note(
+                    &entry.key,
+                    what,
+                    "nothing reads it: it is foreign, and can be removed",
+                ));
             }
         }
         let running = cluster.lease_state(OPERATION_LEASE).await.ok().flatten();
-        let running = running.filter(|lease| {
-            lease.operation.kind == OperationKind::Backup && lease.state == LeaseState::Held
-        });
+        let running =
+            running.filter(|lease| lease.operation.kind == OperationKind::Backup && lease.state == LeaseState::Held);
         for (id, (objects, bytes)) in loose {
             let means = match &running {
                 Some(lease) if lease.operation.id == id => "it is the backup that is being made now",
@@ -233,8 +236,13 @@ impl Survey {
         }
         let unbacked = timeline(&self.history).unbacked.into_iter().map(|log| {
             let (start, end) = (format_time(log.start.time), format_time(log.end.time));
-            let what = format!("no snapshot leads into the log of {} from {start} to {end} (epoch {})", log.stream, log.epoch);
-            Finding::note(format!("log of {}", log.stream), what, "these moments cannot be restored; nothing is damaged")
+            let what =
+                format!("no snapshot leads into the log of {} from {start} to {end} (epoch {})", log.stream, log.epoch);
+            Finding::note(
+                format!("log of {}", log.stream),
+                what,
+                "these moments cannot be restored; nothing is damaged",
+            )
         });
         unbacked.collect()
     }

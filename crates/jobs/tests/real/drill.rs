@@ -172,7 +172,11 @@ async fn a_document_that_was_taken_out_with_all_checksums_made_anew_is_missed() 
     ensure!(found.damage().next().is_none(), "{:?}", found.findings);
     let folder = tempfile::tempdir()?;
     let done = drilled(&here, Target::Snapshot(manifest.id.clone()), folder.path()).await?;
-    ensure!(done.problems.len() == 1 && done.problems[0].contains("app.things is not what it was"), "{:?}", done.problems);
+    ensure!(
+        done.problems.len() == 1 && done.problems[0].contains("app.things is not what it was"),
+        "{:?}",
+        done.problems
+    );
     let proofs = overview(&here.cluster).await?.proofs;
     let last = proofs.last().context("no proof")?;
     ensure!(last.kind == ProofKind::Drill && !last.passed && last.broken == [manifest.id], "{last:?}");
@@ -239,7 +243,9 @@ async fn hashes_are_kept_only_when_nothing_was_written_meanwhile_and_the_user_ma
     let client = set.client().await?;
     client.database("app").collection("things").insert_many((0..2000).map(|n| doc! {"_id": n})).await?;
     let admin = client.database("admin");
-    for (name, roles) in [("saver", vec!["backup", "clusterMonitor"]), ("hasher", vec!["backup", "clusterMonitor", "readAnyDatabase"])] {
+    for (name, roles) in
+        [("saver", vec!["backup", "clusterMonitor"]), ("hasher", vec!["backup", "clusterMonitor", "readAnyDatabase"])]
+    {
         let roles: Vec<_> = roles.iter().map(|role| doc! {"role": *role, "db": "admin"}).collect();
         admin.run_command(doc! {"createUser": name, "pwd": "pw", "roles": roles}).await?;
     }
@@ -248,7 +254,10 @@ async fn hashes_are_kept_only_when_nothing_was_written_meanwhile_and_the_user_ma
     let saver = store.protect(&set.uri_as("saver", "pw"), None).await?;
     let (manifest, warnings) = hashed(&saver).await?;
     ensure!(manifest.hashes.is_none(), "{manifest:?}");
-    ensure!(warnings.iter().any(|warning| warning.contains("dbHash") && warning.contains("readAnyDatabase")), "{warnings:?}");
+    ensure!(
+        warnings.iter().any(|warning| warning.contains("dbHash") && warning.contains("readAnyDatabase")),
+        "{warnings:?}"
+    );
 
     let hasher = store.protect(&set.uri_as("hasher", "pw"), None).await?;
     let (manifest, warnings) = hashed(&hasher).await?;

@@ -76,7 +76,9 @@ async fn every_object_harmed_in_every_way_is_named_and_never_restored_from() -> 
 
     let pristine = Pristine::of(&here.cluster)?;
     let kinds: std::collections::BTreeSet<_> = pristine.keys.iter().map(|key| pristine.kind(key)).collect();
-    for kind in ["cluster", "config", "manifest", "data", "own slice", "catalog", "slice", "epoch", "gap", "restore", "proof"] {
+    for kind in
+        ["cluster", "config", "manifest", "data", "own slice", "catalog", "slice", "epoch", "gap", "restore", "proof"]
+    {
         ensure!(kinds.contains(kind), "no {kind} among {kinds:?}");
     }
     let target = other.client().await?;
@@ -151,7 +153,10 @@ fn check_named(pristine: &Pristine, key: &str, harm: Harm, found: &Verified) -> 
             }
             "manifest" => {
                 let folder = key.trim_end_matches("manifest.json");
-                ensure!(found.findings.iter().any(|f| f.key == folder && f.what.contains("without a manifest")), "no word");
+                ensure!(
+                    found.findings.iter().any(|f| f.key == folder && f.what.contains("without a manifest")),
+                    "no word"
+                );
             }
             // In the midst of the log; at its ends nothing tells that there was more.
             "slice" => {

@@ -17,3 +17,4 @@ mod rollback;
 mod sealed;
 mod selection;
 mod tls;
+mod verify;

@@ -24,16 +24,8 @@ pub enum Harm {
 }
 
 impl Harm {
-    pub const ALL: [Self; 8] = [
-        Self::Flip(1),
-        Self::Flip(2),
-        Self::Flip(3),
-        Self::Cut,
-        Self::Empty,
-        Self::Delete,
-        Self::Swap,
-        Self::Foreign,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Flip(1), Self::Flip(2), Self::Flip(3), Self::Cut, Self::Empty, Self::Delete, Self::Swap, Self::Foreign];
 }
 
 /// A repository on disk that is copied for each harm.

@@ -159,11 +159,7 @@ pub(crate) async fn forward(job: &Job, reader: &ObjectReader, frames: &mpsc::Sen
 
 /// What was inserted must be there. The roles of a restore allow no look at stored functions and orphaned
 /// buckets; capped collections may have let go of their oldest.
-async fn check_counts(
-    cluster: &Cluster,
-    wanted: &schema::Wanted,
-    inserted: &HashMap<Uuid, u64>,
-) -> Result<()> {
+async fn check_counts(cluster: &Cluster, wanted: &schema::Wanted, inserted: &HashMap<Uuid, u64>) -> Result<()> {
     for collection in
         wanted.iter().filter(|c| !c.is_capped() && !c.is_orphaned() && c.name != crate::namespace::FUNCTIONS)
     {

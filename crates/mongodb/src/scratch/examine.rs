@@ -13,7 +13,12 @@ use crate::snapshot::catalog::list_collections;
 use crate::snapshot::hash::hashes;
 
 /// Runs `validate` on everything, counts, and compares hashes where there are some to compare with.
-pub(super) async fn examine(client: &Client, job: &Job, plan: &RestorePlan, totals: &RestoreTotals) -> Result<Examined> {
+pub(super) async fn examine(
+    client: &Client,
+    job: &Job,
+    plan: &RestorePlan,
+    totals: &RestoreTotals,
+) -> Result<Examined> {
     let mut examined = Examined::default();
     job.progress.step("validating what was restored", None);
     let (mut inserted, mut all_kept) = (0, true);
@@ -56,7 +61,12 @@ pub(super) async fn examine(client: &Client, job: &Job, plan: &RestorePlan, tota
     Ok(examined)
 }
 
-async fn compare(client: &Client, plan: &RestorePlan, expected: &SnapshotHashes, examined: &mut Examined) -> Result<()> {
+async fn compare(
+    client: &Client,
+    plan: &RestorePlan,
+    expected: &SnapshotHashes,
+    examined: &mut Examined,
+) -> Result<()> {
     let selection = Selection::new(plan.base.namespaces.clone())
         .map_err(|e| EngineError::new(FailureKind::Damaged, e.to_string()))?;
     let found = hashes(client, &selection).await?;
