@@ -27,7 +27,21 @@ async fn small_repository(set: &ReplicaSet, here: &Protected) -> Result<(Target,
     things.insert_many((0..3000).map(|n| doc! {"_id": n, "text": format!("thing number {n}")})).await?;
     client.database("app").collection("others").insert_many((0..100).map(|n| doc! {"_id": n})).await?;
     client.database("app").run_command(doc! {"create": "v", "viewOn": "things", "pipeline": []}).await?;
-    here.backup().await?;
+    // What is written meanwhile makes a slice of its own.
+    let (stop, busy) = (CancellationToken::new(), client.database("app").collection("others"));
+    let token = stop.clone();
+    let writing = tokio::spawn(async move {
+        let mut n = 1000;
+        while !token.is_cancelled() {
+            busy.insert_one(doc! {"_id": n}).await?;
+            n += 1;
+        }
+        anyhow::Ok(())
+    });
+    let taken = here.backup().await;
+    stop.cancel();
+    writing.await??;
+    ensure!(taken?.totals.log_records > 0, "the snapshot has no log of its own");
     here.set("pitr.uploadIntervalSec", "1").await?;
     here.set("pitr.enabled", "true").await?;
     let agent = here.unmerging_agent();
