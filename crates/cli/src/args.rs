@@ -122,10 +122,7 @@ impl Verb {
 
     /// Whether it ends its work by itself when it is told to stop.
     pub(crate) fn stops_by_itself(&self) -> bool {
-        matches!(
-            self,
-            Self::Agent(_) | Self::Backup(_) | Self::Restore(_) | Self::OplogReplay(_) | Self::Verify(_)
-        )
+        matches!(self, Self::Agent(_) | Self::Backup(_) | Self::Restore(_) | Self::OplogReplay(_) | Self::Verify(_))
     }
 }
 
