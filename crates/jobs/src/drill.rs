@@ -59,8 +59,8 @@ impl Gate for Open {
 }
 
 /// Restores into a server that is started for that and gone afterwards, lets it check everything, and keeps the
-/// result as evidence. A restore that fails, and data that are not as they should be, are no errors but results; that no
-/// server can be started is one.
+/// result as evidence. A restore that fails for what is stored, and data that are not as they should be, are no errors
+/// but results; that no server can be started, or the repository is away, is one.
 pub async fn drill(
     engine: &Arc<dyn Engine>,
     cluster: &ClusterRepository,
@@ -107,7 +107,7 @@ pub async fn drill(
             draft.problems.clone_from(&tried.examined.problems);
             (Some(tried.totals), Some(tried.examined))
         }
-        Err(error) if error.kind() == Some(FailureKind::Cancelled) => return Err(error),
+        Err(error) if !is_evidence(&error) || cluster.snapshot(&plan.base.id).await?.is_none() => return Err(error),
         Err(error) => {
             draft.problems.push(told(&error));
             (None, None)
@@ -142,6 +142,12 @@ async fn try_out(scratch: &dyn Scratch, job: &Job, plan: &RestorePlan, target: T
     let recovery_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let examined = scratch.examine(job, plan, &totals).await?;
     Ok(Tried { totals, recovery_ms, examined })
+}
+
+/// Whether a failure says something about what is stored, rather than about this machine, the way to the repository,
+/// or who stopped it.
+fn is_evidence(error: &JobError) -> bool {
+    matches!(error.kind(), Some(FailureKind::Damaged | FailureKind::Server | FailureKind::Unsupported))
 }
 
 fn told(error: &JobError) -> String {

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use hindsight_engine::{CollectionInfo, Preview, Selection};
-use hindsight_format::{OperationKind, RestoreState};
+use hindsight_format::{OperationKind, ProofKind, RestoreState};
 use hindsight_jobs::{Captured, Overview};
 use insta::assert_snapshot;
 
@@ -36,6 +36,44 @@ fn the_list_after_a_gap_and_a_restore() {
 fn the_list_as_json() {
     let listing = Listing::of(&eventful(), None, true, time("2021-02-10T08:00:02Z"), "hindsight");
     assert_snapshot!(serde_json::to_string_pretty(&listing).unwrap());
+}
+
+#[test]
+fn what_is_known_of_each_snapshot_is_told_and_what_went_wrong_until_it_is_put_right() {
+    let mut overview = healthy();
+    let id = overview.history.snapshots[0].id.clone();
+    let proof = |at: &str, kind, broken: &[&String]| hindsight_format::ProofRecord {
+        format: 1,
+        id: at.to_owned(),
+        kind,
+        passed: broken.is_empty(),
+        started_at: time(at),
+        finished_at: time(at),
+        snapshots: vec![id.clone()],
+        broken: broken.iter().map(|id| (*id).clone()).collect(),
+        log: kind == ProofKind::Read,
+        restore_point: None,
+        findings: broken.len() as u64,
+        told: broken.iter().map(|id| format!("snapshots/{id}/data/000001.bson.zst: it is missing")).collect(),
+        objects: 3,
+        bytes: 1 << 30,
+        recovery_ms: (kind == ProofKind::Drill).then_some(41_300),
+        hashes_compared: None,
+        server_version: None,
+        host: "db1".to_owned(),
+        run_by: "0.1.0".to_owned(),
+    };
+    let mut told = Vec::new();
+    let mut tell = |title: &str, proof| {
+        overview.proofs.push(proof);
+        told.push(format!("-- {title}\n{}", Listing::of(&overview, None, false, time(NOW), "hindsight").text()));
+    };
+    tell("read", proof("2021-02-07T10:00:00Z", ProofKind::Read, &[]));
+    tell("drilled", proof("2021-02-07T11:00:00Z", ProofKind::Drill, &[]));
+    tell("damaged", proof("2021-02-08T10:00:00Z", ProofKind::Read, &[&id]));
+    tell("put right", proof("2021-02-09T10:00:00Z", ProofKind::Read, &[]));
+    tell("the drill fails", proof("2021-02-09T12:00:00Z", ProofKind::Drill, &[&id]));
+    assert_snapshot!(told.join("\n"));
 }
 
 #[test]

@@ -212,7 +212,10 @@ impl Task {
             Ok(problems) => problems,
             Err(Stopped::Repository(RepositoryError::Damaged { why, .. })) => vec![why],
             Err(Stopped::Repository(RepositoryError::Missing { .. })) => vec!["it is missing".to_owned()],
-            Err(Stopped::Repository(error @ RepositoryError::NewerFormat { .. })) => vec![error.to_string()],
+            // A manifest may name what no key can be.
+            Err(Stopped::Repository(error @ (RepositoryError::NewerFormat { .. } | RepositoryError::Refused(_)))) => {
+                vec![error.to_string()]
+            }
             Err(Stopped::Repository(error)) => return Err(error.into()),
             Err(Stopped::Engine(error)) if error.kind == FailureKind::Damaged => vec![error.to_string()],
             Err(Stopped::Engine(error)) => return Err(error.into()),
