@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::repository::WITHHELD;
+
 /// One verification or drill, written when it has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProofRecord {
@@ -51,6 +53,15 @@ pub struct ProofRecord {
     pub host: String,
     /// Program version that ran it.
     pub run_by: String,
+}
+
+impl ProofRecord {
+    /// The same without what tells about the data, for a sealed repository.
+    #[must_use]
+    pub fn withhold(&self) -> Self {
+        let told = self.told.iter().map(|_| WITHHELD.to_owned()).collect();
+        Self { told, host: WITHHELD.to_owned(), ..self.clone() }
+    }
 }
 
 /// What kind of evidence it is.

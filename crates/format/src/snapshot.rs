@@ -72,6 +72,7 @@ impl SnapshotManifest {
             namespaces: self.namespaces.first().map(|_| hidden()).into_iter().collect(),
             source: SnapshotSource { member: hidden(), ..self.source.clone() },
             objects: Vec::new(),
+            hashes: None,
             seal: self.seal.clone().map(|seal| SnapshotSeal { withheld: true, ..seal }),
             ..self.clone()
         }

@@ -2,7 +2,7 @@
 
 use futures::{StreamExt, TryStreamExt};
 use hindsight_format::{
-    ClusterConfig, ClusterDescriptor, ClusterIdentity, ConfigError, Keys, ObjectKind, ObjectRef, ProofRecord,
+    ClusterConfig, ClusterDescriptor, ClusterIdentity, ConfigError, Keys, ObjectKind, ObjectRef, Place, ProofRecord,
     RestoreRecord, SnapshotManifest, SnapshotSeal, StoredSlice, check_name, format_time,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -250,16 +250,51 @@ impl ClusterRepository {
         let mut time = proof.started_at;
         loop {
             proof.id = format_time(time);
-            if self.repository.create_record(&self.keys.proof(&proof.id), &proof).await? {
+            let key = self.keys.proof(&proof.id);
+            let stored = if self.repository.is_sealed() { proof.withhold() } else { proof.clone() };
+            if self.repository.create_record(&key, &stored).await? {
                 return Ok(proof);
             }
             time += SignedDuration::from_secs(1);
         }
     }
 
-    /// Everything that is stored of the cluster, whatever it is.
-    pub async fn stored(&self) -> Result<Vec<Entry>> {
-        self.repository.store().list(&self.keys.cluster()).await
+    /// Everything that is stored of the cluster, whatever it is, and what it stands for; none where nothing is
+    /// called so. Keys of sealed objects come without their ending.
+    pub async fn stored(&self) -> Result<Vec<(Entry, Option<Place>)>> {
+        let entries = self.repository.store().list(&self.keys.cluster()).await?;
+        Ok(entries.into_iter().map(|entry| self.placed(entry)).collect())
+    }
+
+    fn placed(&self, mut entry: Entry) -> (Entry, Option<Place>) {
+        let place = self.keys.place(&entry.key);
+        let is_object =
+            |place: &Option<Place>| matches!(place, Some(Place::SnapshotObject { .. } | Place::Slice { .. }));
+        if !self.repository.is_sealed() {
+            return (entry, place);
+        }
+        let Some(key) = self.repository.unsealed_key(&entry.key) else {
+            // What is not sealed is no object of a sealed repository.
+            let place = if is_object(&place) { None } else { place };
+            return (entry, place);
+        };
+        let place = match self.keys.place(key) {
+            // The whole manifest, which is an object beside the record of that name.
+            Some(Place::Manifest(snapshot)) => {
+                Some(Place::SnapshotObject { snapshot, name: key.rsplit('/').next().unwrap_or_default().to_owned() })
+            }
+            place => place.filter(|place| is_object(&Some(place.clone()))),
+        };
+        if place.is_some() {
+            entry.key = key.to_owned();
+        }
+        (entry, place)
+    }
+
+    /// The whole of a manifest of which the record was read, where it is sealed and the identity at hand opens it.
+    pub async fn whole(&self, open: SnapshotManifest) -> Result<SnapshotManifest> {
+        let key = self.keys.manifest(&open.id);
+        self.checked(key, open).await
     }
 
     /// The record under a key of this cluster, checked; none when there is none.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use hindsight_catalog::{Lost, Refusal, Target, plan};
 use hindsight_engine::{Engine, Progress};
-use hindsight_format::{ProofKind, ProofRecord};
+use hindsight_format::{Place, ProofKind, ProofRecord};
 use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -88,6 +88,11 @@ pub async fn verify(
     findings.extend(gaps.into_iter().filter(|gap| now.contains(gap)).map(|gap| survey::missing_log(cluster, &gap)));
     findings.extend(survey.loose_ends());
     consequence::tell(&mut findings, &survey.history);
+    for finding in &mut findings {
+        if matches!(cluster.keys().place(&finding.key), Some(Place::SnapshotObject { .. } | Place::Slice { .. })) {
+            finding.key = cluster.stored_key(&finding.key);
+        }
+    }
     findings.sort_by(|a, b| (a.level, &a.key).cmp(&(b.level, &b.key)));
 
     let damage: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Damage).collect();

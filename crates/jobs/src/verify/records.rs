@@ -45,11 +45,10 @@ impl Records<'_> {
                 .decode::<LeaseRecord>(key, |it| wrong(it.number != *number, || format!("it is state {}", it.number)))
                 .await?
                 .map(drop),
-            Place::Manifest(id) => self.decode(key, |it| self.manifest(id, it)).await?.map(|found| {
-                if let Some(found) = found {
-                    record = Record::Manifest(Box::new(found));
-                }
-            }),
+            Place::Manifest(id) => match self.decode(key, |it| self.manifest(id, it)).await? {
+                Ok(Some(found)) => self.whole(found).await?.map(|found| record = Record::Manifest(Box::new(found))),
+                other => other.map(drop),
+            },
             Place::Epoch(number) => self
                 .decode::<EpochRecord>(key, |it| {
                     wrong(it.number != *number, || format!("it is the record of epoch {}", it.number))
@@ -99,6 +98,16 @@ impl Records<'_> {
             Err(error @ RepositoryError::NewerFormat { .. }) => Err(error.to_string()),
             Err(error) => return Err(error.into()),
         })
+    }
+
+    /// The whole manifest, where it is sealed; or what is wrong with it.
+    async fn whole(&self, open: SnapshotManifest) -> Result<std::result::Result<SnapshotManifest, String>> {
+        match self.cluster.whole(open).await {
+            Ok(whole) => Ok(Ok(whole)),
+            Err(RepositoryError::Damaged { why, .. }) => Ok(Err(why)),
+            Err(error @ RepositoryError::Missing { .. }) => Ok(Err(error.to_string())),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What does not hold together in a manifest.

@@ -35,14 +35,7 @@ pub(super) struct Survey {
 impl Survey {
     /// Lists everything, and reads all records.
     pub(super) async fn take(cluster: &ClusterRepository, only: Option<&str>) -> Result<Self> {
-        let entries = cluster.stored().await?;
-        let placed: Vec<(Entry, Option<Place>)> = entries
-            .into_iter()
-            .map(|entry| {
-                let place = cluster.keys().place(&entry.key);
-                (entry, place)
-            })
-            .collect();
+        let placed = cluster.stored().await?;
         let mut survey = Self {
             cluster: cluster.clone(),
             only: only.map(str::to_owned),
@@ -102,6 +95,9 @@ impl Survey {
             self.findings.extend(finding);
             match record {
                 Record::Manifest(manifest) => {
+                    if self.only.as_ref().is_none_or(|only| *only == manifest.id) {
+                        cluster.require_open(&manifest)?;
+                    }
                     self.history.snapshots.push((*manifest).clone());
                     self.manifests.push(Arc::new(*manifest));
                 }
@@ -142,7 +138,9 @@ impl Survey {
     /// What lies in a snapshot's folder and does not belong there, and folders that belong to no snapshot.
     async fn sort_snapshot_objects(&mut self, placed: &[(Entry, Option<Place>)]) {
         let cluster = &self.cluster.clone();
-        let named: BTreeSet<String> = self.all_works(|_| true).iter().map(|work| work.key(cluster)).collect();
+        let mut named: BTreeSet<String> = self.all_works(|_| true).iter().map(|work| work.key(cluster)).collect();
+        // Where they are sealed, the whole manifests are objects.
+        named.extend(self.manifests.iter().map(|manifest| cluster.keys().manifest(&manifest.id)));
         let readable: BTreeSet<_> = self.manifests.iter().map(|manifest| manifest.id.as_str()).collect();
         let mut loose: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
         for (entry, place) in placed {

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use bson::doc;
-use hindsight_engine::Selection;
-use hindsight_jobs::JobError;
+use hindsight_engine::{Progress, Selection};
+use hindsight_jobs::{JobError, verify};
 use hindsight_repository::{Error, Identity};
 use hindsight_testkit::{ClusterState, ReplicaSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Store, logging, same, this_moment};
 
@@ -83,6 +84,24 @@ async fn a_sealed_repository_shows_nothing_and_restores_exactly() -> Result<()> 
     agent.stop().await?;
     let restored = here.cluster.restores().await?;
     assert_eq!(restored.len(), 2);
+    assert_eq!(find(&folder, &WORDS)?, Vec::<String>::new());
+
+    // Everything can be verified, with the private key only; damage is found under the key that the store knows.
+    let (progress, cancel) = (Progress::default(), CancellationToken::new());
+    let refused = verify(&here.engine, &here.cluster, None, &progress, &cancel).await.unwrap_err();
+    assert!(matches!(&refused, JobError::Repository(Error::Sealed { .. })), "{refused}");
+    let verified = verify(&opened.engine, &opened.cluster, None, &progress, &cancel).await?;
+    assert_eq!(verified.findings.iter().map(|finding| &finding.what).collect::<Vec<_>>(), Vec::<&String>::new());
+    assert!(verified.proof.passed && verified.slices > 0);
+    let data = files(&folder)?.into_iter().find(|path| path.display().to_string().ends_with(".bson.zst.age"));
+    let data = data.context("an object with documents")?;
+    let mut bytes = std::fs::read(&data)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&data, bytes)?;
+    let verified = verify(&opened.engine, &opened.cluster, None, &progress, &cancel).await?;
+    let named: Vec<_> = verified.damage().map(|finding| finding.key.as_str()).collect();
+    assert!(named.len() == 1 && data.ends_with(named[0]), "{named:?}");
     assert_eq!(find(&folder, &WORDS)?, Vec::<String>::new());
     // Such a search finds what is there: the same in a repository that is not sealed.
     let plain = Store::new().await?;
