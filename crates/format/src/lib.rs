@@ -7,6 +7,7 @@
 mod cluster;
 mod config;
 mod footer;
+mod journal;
 mod keys;
 mod lease;
 mod position;
@@ -16,16 +17,18 @@ mod slice;
 mod snapshot;
 
 pub use cluster::{ClusterDescriptor, ClusterIdentity, EpochCause, EpochRecord, GapRecord, StoredGap};
-pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreConfig};
+pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreConfig, RetentionConfig};
 pub use footer::{Footer, FrameEntry, LogSummary, ObjectKind, OpCounts};
+pub use journal::{JournalBatch, JournalLine, Severity};
 pub use keys::{Keys, NameError, check_name};
-pub use lease::{LeaseHolder, LeaseRecord, LeaseState, Operation, OperationKind};
+pub use lease::{CancelRequest, LeaseHolder, LeaseRecord, LeaseState, Operation, OperationKind};
 pub use position::{Point, Position, PositionError, format_time, format_utc};
 pub use repository::{PutIfAbsent, RecipientsRecord, RepositoryDescriptor, SEALED_SUFFIX, WITHHELD};
 pub use restore::{RestoreRecord, RestoreState, RestoreTotals};
 pub use slice::{SliceName, StoredSlice};
 pub use snapshot::{
     ObjectRef, SnapshotKind, SnapshotManifest, SnapshotSeal, SnapshotSource, SnapshotTotals, StreamPart,
+    UnfinishedSnapshot,
 };
 
 /// Version of everything this crate describes. A reader refuses what is newer than it knows.
