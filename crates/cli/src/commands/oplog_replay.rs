@@ -5,7 +5,8 @@ use hindsight_format::RestoreRecord;
 use hindsight_jobs::{Replay, propose_replay, replay};
 use serde::Serialize;
 
-use super::restore::{confirm, parse_point};
+use super::confirm::confirm;
+use super::restore::parse_point;
 use crate::cluster::{connect, nothing_stored, to_restore};
 use crate::context::Context;
 use crate::exit::Failure;

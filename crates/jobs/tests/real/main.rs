@@ -7,6 +7,7 @@ mod support;
 mod bucket;
 mod capture;
 mod damage;
+mod housekeeping;
 mod main_job;
 mod names;
 mod replay;
