@@ -420,7 +420,7 @@ impl Snapshots {
                 tracing::info!("no snapshot covers what is captured: taking one");
                 let (agent, stop) = (self.agent.clone(), cancel.child_token());
                 let cancelled = stop.clone();
-                let task = tokio::spawn(async move {
+                let work = async move {
                     let progress = Progress::default();
                     match backup(&*agent.engine, &agent.cluster, &BackupRequest::default(), &progress, &cancelled).await
                     {
@@ -434,7 +434,8 @@ impl Snapshots {
                         }
                         Err(error) => tracing::error!(hint = error.hint(), "no snapshot could be taken: {error}"),
                     }
-                });
+                };
+                let task = tokio::spawn(work.in_current_span());
                 self.running = Some((task, stop));
             }
             Err(error) => tracing::debug!(%error, "the repository does not answer"),

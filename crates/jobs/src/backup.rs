@@ -36,9 +36,8 @@ pub async fn backup(
         match &taken {
             Ok(manifest) => tracing::info!(
                 target: RESULT,
-                "done: {} documents in {} collections, {} bytes; it is at {}",
+                "done: {} documents, {} bytes stored; it is at {}",
                 manifest.totals.documents,
-                manifest.totals.collections,
                 manifest.totals.stored_bytes,
                 format_time(manifest.restore_time())
             ),

@@ -158,7 +158,7 @@ fn event(wish: &Wish) -> &'static str {
 
 fn in_words(plan: &Removal) -> String {
     let mut text = format!(
-        "{} snapshots, {} slices of log, {} unfinished snapshots, {} bytes",
+        "snapshots: {}, slices of log: {}, unfinished snapshots: {}, bytes: {}",
         plan.snapshots.len(),
         plan.slices.len(),
         plan.unfinished.len(),

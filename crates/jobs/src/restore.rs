@@ -190,9 +190,8 @@ pub async fn restore(
         match &done {
             Ok(record) => tracing::info!(
                 target: RESULT,
-                "done: {} documents in {} collections, {} log records taken into account",
+                "done: {} documents, {} log records taken into account",
                 record.totals.documents,
-                record.totals.collections,
                 record.totals.log_records
             ),
             Err(error) => tracing::error!(target: RESULT, hint = error.hint(), "failed: {error}"),

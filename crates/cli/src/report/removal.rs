@@ -211,7 +211,7 @@ impl Report for RemovalReport {
         if self.deleted {
             return self.done();
         }
-        let kept: Vec<_> = self.kept.iter().map(|kept| vec![kept.what.clone(), kept.why.clone()]).collect();
+        let kept: Vec<_> = self.kept.iter().map(|kept| vec![format!("{}: {}", kept.what, kept.why)]).collect();
         if self.is_empty {
             return format!("nothing to delete\n{}", section("Stays, though asked for", &kept, &[]));
         }
