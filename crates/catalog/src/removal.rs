@@ -163,7 +163,7 @@ pub fn removal(
     if let Some(bound) = scope.log {
         let (gone, kept) = old_slices(history, &ground, &dropped, bound);
         removal.kept_log = kept;
-        let superfluous = scope.tidies.then(|| superfluous(history, &gone, bound)).unwrap_or_default();
+        let superfluous = if scope.tidies { superfluous(history, &gone, bound) } else { HashSet::new() };
         removal.redundant = superfluous.len() as u64;
         removal.slices =
             history.slices.iter().filter(|s| gone.contains(s) || superfluous.contains(s)).cloned().collect();

@@ -21,8 +21,8 @@ use crate::backup::{BackupRequest, backup};
 use crate::capture::{Capture, Place};
 use crate::journal::job;
 use crate::operation::OPERATION_LEASE;
-use crate::room::{LITTLE_TIME, Pace, time_left};
 use crate::retention::keep_to_the_rules;
+use crate::room::{LITTLE_TIME, Pace, time_left};
 use crate::{JobError, Result, merge, overview};
 
 /// Name of the lease under which one agent captures.

@@ -27,8 +27,8 @@ pub use logs::{LogEntry, LogFilter, LogReader};
 pub use operation::{OPERATION_LEASE, cancel_backup};
 pub use overview::{Captured, Overview, history, overview};
 pub use place::{find_cluster, register};
-pub use replay::{Replay, propose_replay, replay};
 pub use removal::{propose_removal, remove};
+pub use replay::{Replay, propose_replay, replay};
 pub use restore::{Proposal, RestoreRequest, propose, restore};
 pub use room::{LITTLE_TIME, time_left};
 

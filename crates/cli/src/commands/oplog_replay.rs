@@ -58,6 +58,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         let question = "Replay it on top of what is there? [y/N] ".to_owned();
         confirm(&shown.text(), question, context).await?;
     }
+    context.journal.attach(&source, "replay");
     let progress = Progress::default();
     let starting = async { format!("Starting oplog replay of {}...\n", plan.stretch_text()) };
     let work = replay(&*engine, &plan, &progress, &context.stop);

@@ -99,7 +99,7 @@ impl Cli {
     pub fn start_logged(&self, line: &str, file: &Path) -> Started {
         let log = std::fs::File::options().create(true).append(true).open(file).unwrap();
         let child = self.command(line).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        Started { line: line.to_owned(), child: Some(child) }
+        Started { line: line.to_owned(), child: Some(child), lines: None }
     }
 }
 
