@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::repository::WITHHELD;
+
 /// Lines that a process stored together. Created once and never changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalBatch {
@@ -14,6 +16,18 @@ pub struct JournalBatch {
     pub pid: u32,
     /// The lines, in the order in which they were said.
     pub lines: Vec<JournalLine>,
+}
+
+impl JournalBatch {
+    /// The part that everybody may read: what went wrong may name collections, hosts and users.
+    #[must_use]
+    pub fn withhold(&self) -> Self {
+        let mut open = self.clone();
+        for line in open.lines.iter_mut().filter(|line| line.severity <= Severity::Warning) {
+            WITHHELD.clone_into(&mut line.message);
+        }
+        open
+    }
 }
 
 /// One thing that a job said.
@@ -55,5 +69,24 @@ impl Severity {
             Self::Info => 'I',
             Self::Debug => 'D',
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_name_something_is_withheld() {
+        let line = |severity, message: &str| JournalLine {
+            time: Timestamp::UNIX_EPOCH,
+            severity,
+            event: "backup".to_owned(),
+            message: message.to_owned(),
+        };
+        let lines = vec![line(Severity::Info, "begins"), line(Severity::Warning, "a.b"), line(Severity::Error, "a.b")];
+        let batch = JournalBatch { format: 1, host: "h".to_owned(), pid: 1, lines }.withhold();
+        let messages: Vec<_> = batch.lines.iter().map(|line| line.message.as_str()).collect();
+        assert_eq!(messages, ["begins", WITHHELD, WITHHELD]);
     }
 }

@@ -181,10 +181,9 @@ pub async fn restore(
     let work = async {
         tracing::info!(
             target: RESULT,
-            "begins: {} from snapshot {} into {}",
+            "begins: {} from snapshot {}",
             proposal.restore_point(),
-            proposal.plan.base.id,
-            proposal.preview.into_hosts
+            proposal.plan.base.id
         );
         let done = alone(engine, proposal, place, &id, progress, cancel).await;
         match &done {

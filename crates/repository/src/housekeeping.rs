@@ -56,7 +56,11 @@ impl ClusterRepository {
 
     /// Stores lines of the logs of jobs. `writer` tells apart what several processes store at once.
     pub async fn put_journal(&self, stored_at: Timestamp, writer: u32, batch: &JournalBatch) -> Result<()> {
-        self.repository().write(&self.keys().journal_batch(stored_at, writer), batch).await
+        let key = self.keys().journal_batch(stored_at, writer);
+        match self.repository().is_sealed() {
+            true => self.repository().write(&key, &batch.withhold()).await,
+            false => self.repository().write(&key, batch).await,
+        }
     }
 
     /// Keys of the batches of log lines that were stored after `after`, oldest first.
