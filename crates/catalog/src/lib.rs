@@ -1,5 +1,5 @@
-//! What can be restored, and from what: slices and snapshots in, timelines, gaps, restore plans and
-//! merge groups out. Pure functions, no I/O, no knowledge of any database.
+//! What can be restored, and from what: slices and snapshots in, timelines, gaps, restore plans,
+//! merge groups and removal plans out. Pure functions, no I/O, no knowledge of any database.
 //!
 //! Three facts carry everything here:
 //!
@@ -16,21 +16,25 @@ mod chains;
 mod footing;
 mod history;
 mod log;
+mod losses;
 mod lost;
 mod merge;
 mod plan;
 mod refusal;
 mod refuse;
+mod removal;
 mod stretch;
 mod time;
 mod timeline;
 
 pub use chains::{Chain, chains};
 pub use history::History;
+pub use losses::Loss;
 pub use lost::{Lost, lost};
 pub use merge::{redundant, slices_to_merge};
 pub use plan::{Cut, RestorePlan, StreamPlan, Target, plan};
 pub use refusal::{Nearest, Refusal};
+pub use removal::{KeptLog, Need, Removal, SnapshotSort, Wish, removal, without};
 pub use stretch::{Stretch, stretch};
 pub use time::{ParsedTime, TimeError, parse_time};
 pub use timeline::{Gap, Range, StreamRange, Timeline, Unbacked, timeline};

@@ -40,7 +40,7 @@ impl fmt::Display for Nearest {
     }
 }
 
-/// Why a restore is refused. Each says in one line what is the matter; [`Refusal::hint`] says what
+/// Why a restore, or a removal, is refused. Each says in one line what is the matter; [`Refusal::hint`] says what
 /// to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
@@ -164,6 +164,15 @@ pub enum Refusal {
         /// What is stored in one piece, by epoch.
         stored: Vec<(Timestamp, Timestamp)>,
     },
+    /// The snapshot to delete is what the log that is being captured rests on.
+    #[error(
+        "cannot delete the last PITR base snapshot while PITR is enabled: no other one than {name} leads to the \
+         end of what is captured"
+    )]
+    LastPitrBase {
+        /// The snapshot.
+        name: String,
+    },
 }
 
 impl Refusal {
@@ -183,6 +192,7 @@ impl Refusal {
             Self::NoStretch => "no-stretch",
             Self::Backwards { .. } => "backwards",
             Self::NotStored { .. } => "not-stored",
+            Self::LastPitrBase { .. } => "last-pitr-base",
         }
     }
 
@@ -224,6 +234,9 @@ impl Refusal {
             Self::NotStored { stored, .. } => {
                 let pieces = stored.iter().map(|(from, to)| format!("{} - {}", format_time(*from), format_time(*to)));
                 format!("stored in one piece: {}", pieces.collect::<Vec<_>>().join(", "))
+            }
+            Self::LastPitrBase { .. } => {
+                "take a `backup` first, or switch PITR off with `config --set pitr.enabled=false`".to_owned()
             }
         }
     }

@@ -92,14 +92,15 @@ pub fn timeline(history: &History) -> Timeline {
 
 impl Timeline {
     pub(crate) fn of(history: &History, ground: &Ground<'_>) -> Self {
-        let ranges = ranges(ground);
+        let ranges = ranges(ground.full());
         Self { gaps: gaps(history, ground), unbacked: unbacked(ground, &ranges), ranges }
     }
 }
 
-fn ranges(ground: &Ground<'_>) -> Vec<Range> {
+/// What full snapshots, ordered as in a [`Ground`], lead to.
+pub(crate) fn ranges<'g, 'a: 'g>(footings: impl Iterator<Item = &'g Footing<'a>>) -> Vec<Range> {
     let mut ranges: Vec<Range> = Vec::new();
-    for footing in ground.full() {
+    for footing in footings {
         match ranges.last_mut() {
             Some(range) if range.meets(footing) => range.absorb(footing),
             _ => ranges.push(Range::on(footing)),

@@ -107,6 +107,11 @@ pub(crate) enum Verb {
     DescribeRestore(commands::describe_restore::Args),
     OplogReplay(commands::oplog_replay::Args),
     Verify(commands::verify::Args),
+    DeleteBackup(commands::delete_backup::Args),
+    DeletePitr(commands::delete_pitr::Args),
+    Cleanup(commands::cleanup::Args),
+    CancelBackup(commands::cancel_backup::Args),
+    Logs(commands::logs::Args),
     Agent(commands::agent::Args),
     Repository(commands::repository::Args),
     Roles(commands::roles::Args),
@@ -122,7 +127,18 @@ impl Verb {
 
     /// Whether it ends its work by itself when it is told to stop.
     pub(crate) fn stops_by_itself(&self) -> bool {
-        matches!(self, Self::Agent(_) | Self::Backup(_) | Self::Restore(_) | Self::OplogReplay(_) | Self::Verify(_))
+        matches!(
+            self,
+            Self::Agent(_)
+                | Self::Backup(_)
+                | Self::Restore(_)
+                | Self::OplogReplay(_)
+                | Self::Verify(_)
+                | Self::DeleteBackup(_)
+                | Self::DeletePitr(_)
+                | Self::Cleanup(_)
+                | Self::Logs(_)
+        )
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hindsight_engine::Engine;
+use hindsight_jobs::Journal;
 use hindsight_repository::{Repository, RepositorySpec};
 use tokio_util::sync::CancellationToken;
 
@@ -22,15 +23,22 @@ pub(crate) struct Context {
     pub(crate) out: Output,
     /// Cancelled when the program must stop.
     pub(crate) stop: CancellationToken,
+    /// Where it is kept what jobs do.
+    pub(crate) journal: Journal,
     settings: Settings,
 }
 
 impl Context {
-    pub(crate) fn new(program: &'static str, globals: Globals, stop: CancellationToken) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        program: &'static str,
+        globals: Globals,
+        stop: CancellationToken,
+        journal: Journal,
+    ) -> Result<Self, Failure> {
         let out = Output::new(globals.out);
         let settings = Settings::gather(globals, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))?;
         settings.warnings.iter().for_each(|warning| out.note(&format!("Warning: {warning}")));
-        Ok(Self { program, out, stop, settings })
+        Ok(Self { program, out, stop, journal, settings })
     }
 
     /// The repository that is meant.

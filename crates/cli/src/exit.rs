@@ -16,7 +16,7 @@ pub(crate) enum Exit {
     /// What was asked for is understood, and refused: the restore point cannot be restored, the
     /// topology or version is not supported, the answer to the question was no.
     Refused = 3,
-    /// Another backup or restore of the cluster is running.
+    /// Another backup, restore or cleanup of the cluster is running.
     Busy = 4,
     /// The database does not answer.
     Unreachable = 5,
@@ -28,7 +28,7 @@ pub(crate) enum Exit {
     Damaged = 8,
     /// There is no such snapshot, restore, cluster or setting.
     Unknown = 9,
-    /// Stopped by a signal.
+    /// Stopped by a signal, or by `cancel-backup`.
     Interrupted = 130,
 }
 
@@ -147,6 +147,8 @@ impl From<JobError> for Failure {
             JobError::Repository(error) => error.into(),
             JobError::Refused(refusal) => refusal.into(),
             JobError::Busy(_) => Self { what, hint, exit: Exit::Busy },
+            JobError::Cancelled(_) => Self { what, hint, exit: Exit::Interrupted },
+            JobError::NothingToCancel | JobError::Changed => Self { what, hint, exit: Exit::Refused },
             JobError::WhichCluster { .. } => Self { what, hint, exit: Exit::Usage },
         }
     }

@@ -23,6 +23,7 @@ mod uri;
 
 use std::process::exit;
 
+use hindsight_jobs::Journal;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use tokio_util::sync::CancellationToken;
@@ -38,13 +39,18 @@ fn main() {
     umask(umask(private) | private);
     let program = args::program(std::env::args_os().next());
     let args = args::parse(program);
-    logging::start(args.globals.log_level, args.globals.log_format, args.verb.is_service());
+    let journal = Journal::new(uri::scrub);
+    logging::start(args.globals.log_level, args.globals.log_format, args.verb.is_service(), &journal);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => Output::new(args.globals.out).fail(&Failure::from(error)),
     };
     let output = Output::new(args.globals.out);
-    let done = runtime.block_on(run(program, args));
+    let done = runtime.block_on(async {
+        let done = run(program, args, journal.clone()).await;
+        journal.finish().await;
+        done
+    });
     // Not dropped: a thread that waits for a line of input would be waited for.
     runtime.shutdown_background();
     match done {
@@ -53,7 +59,7 @@ fn main() {
     }
 }
 
-async fn run(program: &'static str, args: Args) -> Result<(), Failure> {
+async fn run(program: &'static str, args: Args, journal: Journal) -> Result<(), Failure> {
     let Args { globals, verb } = args;
     let stop = CancellationToken::new();
     stop::on_signals(stop.clone(), verb.stops_by_itself())?;
@@ -63,7 +69,7 @@ async fn run(program: &'static str, args: Args) -> Result<(), Failure> {
         Verb::Completion(args) => return commands::completion::run(args, program),
         _ => {}
     }
-    let context = Context::new(program, globals, stop.clone())?;
+    let context = Context::new(program, globals, stop.clone(), journal)?;
     let work = commands::run(&verb, &context);
     if verb.stops_by_itself() {
         return work.await;

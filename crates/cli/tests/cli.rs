@@ -165,6 +165,16 @@ async fn what_goes_wrong_has_its_exit_code_and_changes_nothing() {
         ("list --settings /none", 2, "cannot be read"),
         ("list --repository /dev/null", 7, "not a folder"),
         ("repository check --repository /dev/null", 7, "not a folder"),
+        ("delete-backup -y", 2, "--older-than"),
+        ("delete-backup 2001-01-01T00:00:00Z -y", 9, &format!("did you mean {name}?")),
+        (&format!("delete-backup {name}"), 2, "no terminal"),
+        ("delete-backup --older-than 3h -y", 2, "30d"),
+        ("delete-backup --older-than 3d --type incremental -y", 2, "logical, physical and selective"),
+        ("delete-pitr -y", 2, "--older-than"),
+        ("delete-pitr --all", 2, "no terminal"),
+        ("cleanup --older-than 0d", 2, "no terminal"),
+        ("cancel-backup", 3, "no backup is running"),
+        ("logs --cluster nope", 9, "it keeps: rs0"),
         ("backup --type physical", 3, "--type logical"),
         ("backup --type nope", 2, "--type logical"),
         ("backup --ns nonsense", 2, "is no namespace"),
@@ -178,7 +188,10 @@ async fn what_goes_wrong_has_its_exit_code_and_changes_nothing() {
     ] {
         let ran = cli.run(line).ends(code, words);
         assert!(
-            ran.err.starts_with("Error: ") || ran.err.starts_with("error: ") || ran.out.starts_with("Restore plan"),
+            ran.err.starts_with("Error: ")
+                || ran.err.starts_with("error: ")
+                || ran.out.starts_with("Restore plan")
+                || ran.out.contains(" to delete"),
             "{ran}"
         );
         assert!(!ran.err.contains("geheim"), "{ran}");
@@ -305,6 +318,11 @@ async fn who_may_not_is_told_what_is_missing_and_no_password_is_shown() {
     for ran in all {
         assert!(!ran.out.contains(PASSWORD) && !ran.err.contains(PASSWORD), "{ran}");
     }
+    // Nor stored, in the logs of jobs or elsewhere.
+    std::fs::remove_file(&settings).unwrap();
+    assert!(cli.ok("logs --cluster rs0 -t 0").contains("[backup/"));
+    let found = std::process::Command::new("grep").arg("-rlF").arg(PASSWORD).arg(cli.repository()).output().unwrap();
+    assert_eq!((found.status.code(), found.stdout), (Some(1), Vec::new()));
     assert_eq!(before.diff(&ClusterState::read(&client).await.unwrap()), Vec::<String>::new());
 }
 

@@ -14,6 +14,8 @@ pub struct ClusterConfig {
     pub backup: BackupConfig,
     /// Restores.
     pub restore: RestoreConfig,
+    /// What is kept, and for how long.
+    pub retention: RetentionConfig,
 }
 
 /// `pitr.*`
@@ -62,6 +64,25 @@ pub struct RestoreConfig {
     pub num_insertion_workers: u32,
     /// MiB of memory for the folded log, before it spills to local disk; 0 for the default.
     pub fold_memory_mib: u32,
+}
+
+/// `retention.*`: applied by the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+pub struct RetentionConfig {
+    /// The newest full snapshots that are kept with all log after them; 0: no rule.
+    pub count: u32,
+    /// Days back that can be restored; 0: no rule. With a count as well, what either rule keeps is
+    /// kept.
+    pub days: u32,
+    /// Days after which the logs of jobs are removed; 0: never.
+    pub log_days: u32,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self { count: 0, days: 0, log_days: 30 }
+    }
 }
 
 /// Why a setting was refused.
@@ -137,13 +158,16 @@ impl ClusterConfig {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let limits: [(&str, i64, i64, i64); 6] = [
+        let limits: [(&str, i64, i64, i64); 9] = [
             ("pitr.uploadIntervalSec", self.pitr.upload_interval_sec.into(), 1, 3600),
             ("pitr.oplogSpanMin", self.pitr.oplog_span_min.into(), 1, 1440),
             ("pitr.compressionLevel", self.pitr.compression_level.into(), 1, 19),
             ("backup.compressionLevel", self.backup.compression_level.into(), 1, 19),
             ("backup.numParallelCollections", self.backup.num_parallel_collections.into(), 0, 64),
             ("restore.numInsertionWorkers", self.restore.num_insertion_workers.into(), 0, 64),
+            ("retention.count", self.retention.count.into(), 0, 100_000),
+            ("retention.days", self.retention.days.into(), 0, 36_500),
+            ("retention.logDays", self.retention.log_days.into(), 0, 36_500),
         ];
         for (key, value, low, high) in limits {
             if !(low..=high).contains(&value) {

@@ -1,5 +1,6 @@
 //! The layout: where everything is in a repository.
 
+use jiff::Timestamp;
 use thiserror::Error;
 
 use crate::slice::SliceName;
@@ -67,9 +68,14 @@ impl Keys {
         format!("{}{number:06}.json", self.configs())
     }
 
+    /// Folder of all leases.
+    pub fn lease_folder(&self) -> String {
+        format!("{}/leases/", self.root)
+    }
+
     /// Folder of the numbered states of the lease `name`.
     pub fn leases(&self, name: &str) -> String {
-        format!("{}/leases/{name}/", self.root)
+        format!("{}{name}/", self.lease_folder())
     }
 
     /// State `number` of the lease `name`.
@@ -130,6 +136,32 @@ impl Keys {
     /// The record of a gap in `stream` that the slice starting at `end` follows.
     pub fn gap(&self, stream: &str, epoch: u64, end: &crate::Point) -> String {
         format!("{}{stream}/{epoch:06}/{}.json", self.gaps(), end.key_text())
+    }
+
+    /// Somebody's wish that the holder `holder` of a lease stops its work.
+    pub fn cancel(&self, holder: &str) -> String {
+        format!("{}{holder}.json", self.cancels())
+    }
+
+    /// Folder of such wishes.
+    pub fn cancels(&self) -> String {
+        format!("{}/cancel/", self.root)
+    }
+
+    /// Folder of the logs of jobs.
+    pub fn journal(&self) -> String {
+        format!("{}/logs/", self.root)
+    }
+
+    /// A batch of lines of the logs of jobs; batches sort by `stored_at`. `writer` tells apart what
+    /// several processes store at once.
+    pub fn journal_batch(&self, stored_at: Timestamp, writer: u32) -> String {
+        format!("{}{}-{writer:08x}.json", self.journal(), stored_at.strftime("%Y%m%dT%H%M%S.%6fZ"))
+    }
+
+    /// Sorts behind all batches stored before `time`, and before all later ones.
+    pub fn journal_at(&self, time: Timestamp) -> String {
+        format!("{}{}", self.journal(), time.strftime("%Y%m%dT%H%M%S.%6fZ"))
     }
 
     /// Folder of the restores' records.

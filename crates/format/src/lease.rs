@@ -61,6 +61,18 @@ pub struct Operation {
     pub detail: String,
 }
 
+/// `cancel/<holder>.json`: somebody wants the holder of a lease to stop. Named by the holder's id, so
+/// that it can be meant for no other work than that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelRequest {
+    /// The work that is to end.
+    pub operation: Operation,
+    /// The host from which that was asked.
+    pub requested_from: String,
+    /// When it was asked.
+    pub requested_at: Timestamp,
+}
+
 /// Kinds of work that need to be alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -73,6 +85,8 @@ pub enum OperationKind {
     Replay,
     /// Capturing a stream.
     Capture,
+    /// Deleting what is not needed any more.
+    Cleanup,
 }
 
 impl std::fmt::Display for OperationKind {
@@ -82,6 +96,7 @@ impl std::fmt::Display for OperationKind {
             Self::Restore => "restore",
             Self::Replay => "oplog replay",
             Self::Capture => "capture",
+            Self::Cleanup => "cleanup",
         })
     }
 }

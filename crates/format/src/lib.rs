@@ -7,6 +7,7 @@
 mod cluster;
 mod config;
 mod footer;
+mod journal;
 mod keys;
 mod lease;
 mod place;
@@ -18,10 +19,11 @@ mod slice;
 mod snapshot;
 
 pub use cluster::{ClusterDescriptor, ClusterIdentity, EpochCause, EpochRecord, GapRecord, StoredGap};
-pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreConfig};
+pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreConfig, RetentionConfig};
 pub use footer::{Footer, FrameEntry, LogSummary, ObjectKind, OpCounts};
+pub use journal::{JournalBatch, JournalLine, Severity};
 pub use keys::{Keys, NameError, check_name};
-pub use lease::{LeaseHolder, LeaseRecord, LeaseState, Operation, OperationKind};
+pub use lease::{CancelRequest, LeaseHolder, LeaseRecord, LeaseState, Operation, OperationKind};
 pub use place::Place;
 pub use position::{Point, Position, PositionError, format_time, format_utc};
 pub use proof::{ProofKind, ProofRecord};
@@ -29,7 +31,8 @@ pub use repository::{PutIfAbsent, RecipientsRecord, RepositoryDescriptor, SEALED
 pub use restore::{RestoreRecord, RestoreState, RestoreTotals};
 pub use slice::{SliceName, StoredSlice};
 pub use snapshot::{
-    ObjectRef, SnapshotHashes, SnapshotKind, SnapshotManifest, SnapshotSeal, SnapshotSource, SnapshotTotals, StreamPart,
+    ObjectRef, SnapshotHashes, SnapshotKind, SnapshotManifest, SnapshotSeal, SnapshotSource, SnapshotTotals,
+    StreamPart, UnfinishedSnapshot,
 };
 
 /// Version of everything this crate describes. A reader refuses what is newer than it knows.

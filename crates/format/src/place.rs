@@ -51,6 +51,10 @@ pub enum Place {
     Restore(String),
     /// The record of this verification or drill.
     Proof(String),
+    /// Somebody wants the work of this holder to stop.
+    Cancel(String),
+    /// Lines that a job logged: the name of the batch.
+    Journal(String),
 }
 
 impl Keys {
@@ -74,6 +78,8 @@ impl Keys {
             "epochs" => Place::Epoch(number(rest)?),
             "restores" => Place::Restore(named(&record(rest)?)?),
             "proofs" => Place::Proof(named(&record(rest)?)?),
+            "cancel" => Place::Cancel(named(&record(rest)?)?),
+            "logs" => Place::Journal(named(&record(rest)?)?),
             "leases" => {
                 let (name, rest) = rest.split_once('/')?;
                 Place::Lease { name: named(name)?, number: number(rest)? }
@@ -112,6 +118,8 @@ impl Keys {
             Place::Gap { stream, epoch, end } => self.gap(stream, *epoch, end),
             Place::Restore(id) => self.restore(id),
             Place::Proof(id) => self.proof(id),
+            Place::Cancel(holder) => self.cancel(holder),
+            Place::Journal(name) => format!("{}{name}.json", self.journal()),
         }
     }
 }
@@ -138,6 +146,8 @@ mod tests {
             Place::Gap { stream: "rs0".into(), epoch: 1, end: name.end },
             Place::Restore("r".into()),
             Place::Proof("p".into()),
+            Place::Cancel("0123".into()),
+            Place::Journal("20210203T080836Z-0123".into()),
         ] {
             assert_eq!(keys.place(&keys.spell(&place)), Some(place));
         }

@@ -169,3 +169,15 @@ pub struct SnapshotTotals {
     /// Records in the snapshot's own piece of log.
     pub log_records: u64,
 }
+
+/// What is stored of a snapshot that has no manifest: of one that is being made, was given up, or is
+/// being deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UnfinishedSnapshot {
+    /// Its name.
+    pub id: String,
+    /// Number of objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub stored_bytes: u64,
+}

@@ -15,10 +15,13 @@ use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::backup::{BackupRequest, backup};
 use crate::capture::{Capture, Place};
+use crate::journal::job;
 use crate::operation::OPERATION_LEASE;
+use crate::retention::keep_to_the_rules;
 use crate::room::{LITTLE_TIME, Pace, time_left};
 use crate::{JobError, Result, merge, overview};
 
@@ -42,6 +45,8 @@ pub struct Tuning {
     pub snapshot_pause: Duration,
     /// The server is asked this often how much longer it keeps its log.
     pub room_every: Duration,
+    /// What is too old by the settings is looked for this often.
+    pub tidy_every: Duration,
 }
 
 impl Default for Tuning {
@@ -54,6 +59,7 @@ impl Default for Tuning {
             merge_every: Duration::from_secs(60),
             snapshot_pause: Duration::from_secs(60),
             room_every: Duration::from_secs(30),
+            tidy_every: Duration::from_secs(600),
         }
     }
 }
@@ -103,6 +109,14 @@ impl Agent {
 
     /// Works until cancelled; then stores what it has and returns.
     pub async fn run(&self, cancel: CancellationToken) -> Result<()> {
+        let tidying = keep_to_the_rules(self.cluster.clone(), self.tuning.tidy_every, cancel.clone());
+        let tidying = tokio::spawn(tidying.instrument(job("retention", None)));
+        self.turns(cancel).instrument(job("pitr", None)).await;
+        tidying.await.ok();
+        Ok(())
+    }
+
+    async fn turns(&self, cancel: CancellationToken) {
         let mut told = None;
         while !cancel.is_cancelled() {
             match self.turn(&cancel).await {
@@ -123,7 +137,6 @@ impl Agent {
             }
             self.pause(self.tuning.poll, &cancel).await;
         }
-        Ok(())
     }
 
     async fn pause(&self, time: Duration, cancel: &CancellationToken) {
@@ -249,6 +262,13 @@ impl Agent {
                 .await
                 {
                     Ok(left) => slices = left,
+                    // Somebody deleted what is too old.
+                    Err(JobError::Repository(error)) if error.is_missing() => {
+                        match self.cluster.slices_from(&stream, epoch, None).await {
+                            Ok(stored) => slices.retain(|slice| stored.contains(slice)),
+                            Err(error) => tracing::debug!(%error, "the repository does not answer"),
+                        }
+                    }
                     Err(error) => tracing::warn!(%error, "slices could not be merged"),
                 }
             }
@@ -400,7 +420,7 @@ impl Snapshots {
                 tracing::info!("no snapshot covers what is captured: taking one");
                 let (agent, stop) = (self.agent.clone(), cancel.child_token());
                 let cancelled = stop.clone();
-                let task = tokio::spawn(async move {
+                let work = async move {
                     let progress = Progress::default();
                     match backup(&*agent.engine, &agent.cluster, &BackupRequest::default(), &progress, &cancelled).await
                     {
@@ -414,7 +434,8 @@ impl Snapshots {
                         }
                         Err(error) => tracing::error!(hint = error.hint(), "no snapshot could be taken: {error}"),
                     }
-                });
+                };
+                let task = tokio::spawn(work.in_current_span());
                 self.running = Some((task, stop));
             }
             Err(error) => tracing::debug!(%error, "the repository does not answer"),

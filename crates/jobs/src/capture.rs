@@ -9,6 +9,7 @@ use hindsight_repository::{ClusterRepository, Lease};
 use jiff::SignedDuration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::Result;
 use crate::agent::Tuning;
@@ -142,7 +143,7 @@ impl Capture {
             replaces,
             self.tuning.retry_pause,
         );
-        self.storing = Some(Storing { task: tokio::spawn(work), idle: !full });
+        self.storing = Some(Storing { task: tokio::spawn(work.in_current_span()), idle: !full });
         if full { Ok(()) } else { self.settle().await }
     }
 

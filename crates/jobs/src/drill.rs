@@ -15,6 +15,7 @@ use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::journal::RESULT;
 use crate::overview::history;
 use crate::proof::Draft;
 use crate::restore::{RestoreRequest, options, restore_point, run_planned};
@@ -118,6 +119,15 @@ pub async fn drill(
     }
     let problems = draft.problems.clone();
     let proof = draft.store(cluster).await?;
+    match problems.first() {
+        None => tracing::info!(
+            target: RESULT,
+            "{} was restored for a trial in {} ms, nothing is wrong",
+            plan.base.id,
+            proof.recovery_ms.unwrap_or_default()
+        ),
+        Some(problem) => tracing::error!(target: RESULT, "{} was restored for a trial: {problem}", plan.base.id),
+    }
     stopped?;
     Ok(Drilled { problems, totals, examined, proof })
 }

@@ -2,7 +2,7 @@
 
 use hindsight_catalog::Refusal;
 use hindsight_engine::{EngineError, FailureKind};
-use hindsight_format::{LeaseRecord, format_time};
+use hindsight_format::{CancelRequest, LeaseRecord, format_time};
 use hindsight_repository::Error as RepositoryError;
 use thiserror::Error;
 
@@ -15,7 +15,7 @@ pub enum JobError {
     /// The repository.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// The restore point cannot be restored.
+    /// The restore point cannot be restored, or what was named cannot be deleted.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// Something else is running.
@@ -24,6 +24,15 @@ pub enum JobError {
         .0.operation.kind, .0.operation.id, .0.holder.host, .0.holder.pid, format_time(.0.acquired_at)
     )]
     Busy(Box<LeaseRecord>),
+    /// Somebody asked the work to stop.
+    #[error("{} {} was cancelled from {}", .0.operation.kind, .0.operation.id, .0.requested_from)]
+    Cancelled(Box<CancelRequest>),
+    /// There is no backup to cancel.
+    #[error("no backup is running")]
+    NothingToCancel,
+    /// More would be deleted than was shown.
+    #[error("what is stored has changed since the plan was shown; nothing was deleted")]
+    Changed,
     /// Which cluster is meant is not clear.
     #[error("{what}")]
     WhichCluster {
@@ -58,7 +67,8 @@ impl JobError {
                 record.ttl_secs
             )),
             Self::WhichCluster { hint, .. } => Some(hint.clone()),
-            Self::Repository(_) => None,
+            Self::Changed => Some("run it again to see the new plan".to_owned()),
+            Self::Repository(_) | Self::Cancelled(_) | Self::NothingToCancel => None,
         }
     }
 }

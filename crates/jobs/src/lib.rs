@@ -1,4 +1,4 @@
-//! The long jobs: backup, restore, verification, and the agent that captures.
+//! The long jobs: backup, restore, removal, verification, and the agent that captures.
 //!
 //! A job takes what it needs from an engine and a repository, and adds what makes it safe: leases,
 //! epochs, records, settings. Command line and server only call what is here.
@@ -8,13 +8,17 @@ mod backup;
 mod capture;
 mod drill;
 mod error;
+mod journal;
+mod logs;
 mod merge;
 mod operation;
 mod overview;
 mod place;
 mod proof;
+mod removal;
 mod replay;
 mod restore;
+mod retention;
 mod room;
 mod verify;
 
@@ -22,9 +26,12 @@ pub use agent::{Agent, CAPTURE_LEASE, Tuning};
 pub use backup::{BackupRequest, backup};
 pub use drill::{DrillRequest, Drilled, drill};
 pub use error::JobError;
-pub use operation::OPERATION_LEASE;
+pub use journal::Journal;
+pub use logs::{LogEntry, LogFilter, LogReader};
+pub use operation::{OPERATION_LEASE, cancel_backup};
 pub use overview::{Captured, Overview, history, overview};
 pub use place::{find_cluster, register};
+pub use removal::{propose_removal, remove};
 pub use replay::{Replay, propose_replay, replay};
 pub use restore::{Proposal, RestoreRequest, propose, restore};
 pub use room::{LITTLE_TIME, time_left};

@@ -1,19 +1,32 @@
-//! The right to be the only backup or restore of a cluster.
+//! The right to be the only backup, restore or cleanup of a cluster, and the right to read from one
+//! that others work on.
 
-use hindsight_format::{Operation, OperationKind};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hindsight_format::{CancelRequest, Operation, OperationKind};
 use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{JobError, Result};
 
-/// Name of the lease under which backups and restores are alone.
+/// Name of the lease under which backups, restores and cleanups are alone.
 pub const OPERATION_LEASE: &str = "operation";
+/// Beginning of the names of leases of those who only read. Each has one of its own.
+const READING: &str = "reading.";
+/// A wish that the work stops is looked for this often.
+const LOOK: Duration = Duration::from_millis(1500);
 
 /// The right, while it is held.
 pub(crate) struct Exclusive {
     lease: Lease,
+    cluster: ClusterRepository,
     /// Cancelled by the user, or when the right is lost.
     pub(crate) cancel: CancellationToken,
+    /// Who asked the work to stop, once somebody did.
+    asked: Arc<OnceLock<CancelRequest>>,
 }
 
 impl Exclusive {
@@ -24,21 +37,10 @@ impl Exclusive {
         id: &str,
         cancel: &CancellationToken,
     ) -> Result<Self> {
-        let operation = Operation { kind, id: id.to_owned(), detail: String::new() };
-        match cluster.acquire(OPERATION_LEASE, operation, DEFAULT_TTL).await? {
-            Acquired::Busy(record) => Err(JobError::Busy(Box::new(record))),
-            Acquired::Held(lease) => {
-                let cancel = cancel.child_token();
-                let (lost, both) = (lease.lost(), cancel.clone());
-                tokio::spawn(async move {
-                    tokio::select! {
-                        () = lost.cancelled() => both.cancel(),
-                        () = both.cancelled() => {}
-                    }
-                });
-                Ok(Self { lease, cancel })
-            }
-        }
+        let lease = acquire(cluster, OPERATION_LEASE, kind, id).await?;
+        let cancel = cancel.child_token();
+        cancelled_when_lost(&lease, cancel.clone());
+        Ok(Self { lease, cluster: cluster.clone(), cancel, asked: Arc::default() })
     }
 
     /// Tells others how far it is.
@@ -46,9 +48,131 @@ impl Exclusive {
         self.lease.set_detail(detail.to_owned());
     }
 
+    /// Whether it is still held.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.lease.lost().is_cancelled()
+    }
+
+    /// From now on the work is cancelled when somebody asks for that, on whatever machine.
+    pub(crate) fn may_be_cancelled(&self) {
+        let (cluster, holder) = (self.cluster.clone(), self.lease.holder_id().to_owned());
+        let (cancel, asked) = (self.cancel.clone(), self.asked.clone());
+        let watch = async move {
+            while !cancel.is_cancelled() {
+                // While the repository is away, the work has other troubles.
+                if let Ok(Some(request)) = cluster.cancel_request(&holder).await {
+                    tracing::info!("asked to stop, from {}", request.requested_from);
+                    asked.set(request).ok();
+                    cancel.cancel();
+                    return;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK) => {}
+                    () = cancel.cancelled() => {}
+                }
+            }
+        };
+        tokio::spawn(watch.in_current_span());
+    }
+
+    /// Who asked the work to stop.
+    pub(crate) fn cancel_request(&self) -> Option<&CancelRequest> {
+        self.asked.get()
+    }
+
     /// Gives it back.
     pub(crate) async fn release(self) -> Result<()> {
         self.cancel.cancel();
+        if self.asked.get().is_some()
+            && let Err(error) = self.cluster.clear_cancel(self.lease.holder_id()).await
+        {
+            tracing::debug!(%error, "the wish to stop stays behind until the next cleanup");
+        }
         Ok(self.lease.release().await?)
     }
+}
+
+/// The right to read what one cluster has stored while something else is done with it: nothing is
+/// deleted meanwhile. Those who read first say so and then look for a cleanup, a cleanup does the
+/// same the other way round: one of the two sees the other.
+pub(crate) struct Reading {
+    lease: Lease,
+    cluster: ClusterRepository,
+}
+
+impl Reading {
+    /// Takes it, or says which cleanup is running. `cancel` is cancelled when it is lost.
+    pub(crate) async fn take(
+        cluster: &ClusterRepository,
+        kind: OperationKind,
+        id: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Self> {
+        let lease = acquire(cluster, &format!("{READING}{id}"), kind, id).await?;
+        let running = cluster.lease_state(OPERATION_LEASE).await?;
+        let running = running.filter(|record| cluster.lease_is_live(OPERATION_LEASE, record));
+        let reading = Self { lease, cluster: cluster.clone() };
+        if let Some(record) = running.filter(|record| record.operation.kind == OperationKind::Cleanup) {
+            reading.release().await?;
+            return Err(JobError::Busy(Box::new(record)));
+        }
+        cancelled_when_lost(&reading.lease, cancel.clone());
+        Ok(reading)
+    }
+
+    /// Gives it back.
+    pub(crate) async fn release(self) -> Result<()> {
+        let name = self.lease.name().to_owned();
+        self.lease.release().await?;
+        Ok(self.cluster.forget_lease(&name).await?)
+    }
+}
+
+/// Makes sure that nobody reads what `cluster` has stored, for a cleanup that holds the right to it;
+/// or says who does. What readers that are gone have left behind is removed.
+pub(crate) async fn without_readers(cluster: &ClusterRepository, id: &str) -> Result<()> {
+    for name in cluster.lease_names().await?.into_iter().filter(|name| name.starts_with(READING)) {
+        let lease = acquire(cluster, &name, OperationKind::Cleanup, id).await?;
+        lease.release().await?;
+        cluster.forget_lease(&name).await?;
+    }
+    Ok(())
+}
+
+async fn acquire(cluster: &ClusterRepository, name: &str, kind: OperationKind, id: &str) -> Result<Lease> {
+    let operation = Operation { kind, id: id.to_owned(), detail: String::new() };
+    match cluster.acquire(name, operation, DEFAULT_TTL).await? {
+        Acquired::Busy(record) => Err(JobError::Busy(Box::new(record))),
+        Acquired::Held(lease) => Ok(lease),
+    }
+}
+
+fn cancelled_when_lost(lease: &Lease, cancel: CancellationToken) {
+    let lost = lease.lost();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = lost.cancelled() => cancel.cancel(),
+            () = cancel.cancelled() => {}
+        }
+    });
+}
+
+/// Asks the backup that is running, on whatever machine, to stop; it does within seconds. Says which
+/// it is.
+///
+/// # Errors
+/// None is running.
+pub async fn cancel_backup(cluster: &ClusterRepository) -> Result<Operation> {
+    let running = cluster.lease_state(OPERATION_LEASE).await?;
+    let running = running.filter(|record| cluster.lease_is_live(OPERATION_LEASE, record));
+    let Some(record) = running.filter(|record| record.operation.kind == OperationKind::Backup) else {
+        return Err(JobError::NothingToCancel);
+    };
+    let request = CancelRequest {
+        operation: record.operation.clone(),
+        requested_from: gethostname::gethostname().to_string_lossy().into_owned(),
+        requested_at: Timestamp::now(),
+    };
+    cluster.request_cancel(&record.holder.id, &request).await?;
+    Ok(record.operation)
 }

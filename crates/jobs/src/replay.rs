@@ -6,10 +6,12 @@ use hindsight_format::{FORMAT_VERSION, OperationKind, RestoreRecord, RestoreStat
 use hindsight_repository::{ClusterRepository, Repository};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::Result;
 use crate::backup::new_name;
-use crate::operation::Exclusive;
+use crate::journal::{RESULT, job};
+use crate::operation::{Exclusive, Reading};
 use crate::overview::history;
 use crate::restore::require_open_slices;
 
@@ -69,8 +71,52 @@ pub async fn replay(
     let used = plan.source.restores().await?.into_iter().map(|record| record.id).collect();
     let id = new_name(used);
     let place = plan.target.as_ref().unwrap_or(&plan.source);
-    let exclusive = Exclusive::take(place, OperationKind::Replay, &id, cancel).await?;
-    let mut record = first_record(plan, &id);
+    let work = async {
+        tracing::info!(target: RESULT, "begins: {} into {}", plan.stretch_text(), plan.into.natural_name);
+        let done = alone(engine, plan, place, &id, progress, cancel).await;
+        match &done {
+            Ok((_, totals)) => tracing::info!(target: RESULT, "done: {} operations", totals.operations),
+            Err(error) => tracing::error!(target: RESULT, hint = error.hint(), "failed: {error}"),
+        }
+        done
+    };
+    work.instrument(job("replay", Some(&id))).await
+}
+
+/// With the rights that are needed, as a restore has them.
+async fn alone(
+    engine: &dyn Engine,
+    plan: &Replay,
+    place: &ClusterRepository,
+    id: &str,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<(RestoreRecord, ReplayTotals)> {
+    let exclusive = Exclusive::take(place, OperationKind::Replay, id, cancel).await?;
+    let done = async {
+        if place.name() == plan.source.name() {
+            return carry_out(engine, plan, id, progress, &exclusive).await;
+        }
+        let reading = Reading::take(&plan.source, OperationKind::Replay, id, &exclusive.cancel).await?;
+        let done = carry_out(engine, plan, id, progress, &exclusive).await;
+        if let Err(error) = reading.release().await {
+            tracing::debug!(%error, "the right to read runs out by itself");
+        }
+        done
+    }
+    .await;
+    exclusive.release().await?;
+    done
+}
+
+async fn carry_out(
+    engine: &dyn Engine,
+    plan: &Replay,
+    id: &str,
+    progress: &Progress,
+    exclusive: &Exclusive,
+) -> Result<(RestoreRecord, ReplayTotals)> {
+    let mut record = first_record(plan, id);
     let done = async {
         plan.source.put_restore(&record).await?;
         let job = Job { cluster: plan.source.clone(), progress: progress.clone(), cancel: exclusive.cancel.clone() };
@@ -91,7 +137,6 @@ pub async fn replay(
         }
     }
     let recorded = plan.source.put_restore(&record).await;
-    exclusive.release().await?;
     let totals = done?;
     recorded?;
     Ok((record, totals))

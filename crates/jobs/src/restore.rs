@@ -16,10 +16,12 @@ use hindsight_repository::{ClusterRepository, DEFAULT_TTL, Error as RepositoryEr
 use jiff::Timestamp;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::agent::CAPTURE_LEASE;
 use crate::backup::new_name;
-use crate::operation::Exclusive;
+use crate::journal::{RESULT, job};
+use crate::operation::{Exclusive, Reading};
 use crate::overview::history;
 use crate::{JobError, Result};
 
@@ -186,8 +188,52 @@ pub async fn restore(
     let id = new_name(used);
     // What is written to must not be used by others meanwhile; what is read may.
     let place = proposal.target.as_ref().unwrap_or(source);
-    let exclusive = Exclusive::take(place, OperationKind::Restore, &id, cancel).await?;
-    let done = carry_out(engine, proposal, &id, progress, &exclusive).await;
+    let work = async {
+        tracing::info!(
+            target: RESULT,
+            "begins: {} from snapshot {}",
+            proposal.restore_point(),
+            proposal.plan.base.id
+        );
+        let done = alone(engine, proposal, place, &id, progress, cancel).await;
+        match &done {
+            Ok(record) => tracing::info!(
+                target: RESULT,
+                "done: {} documents, {} log records taken into account",
+                record.totals.documents,
+                record.totals.log_records
+            ),
+            Err(error) => tracing::error!(target: RESULT, hint = error.hint(), "failed: {error}"),
+        }
+        done
+    };
+    work.instrument(job("restore", Some(&id))).await
+}
+
+/// With the rights that are needed: nobody else works on what is written to, and nothing is deleted
+/// from what is read.
+async fn alone(
+    engine: &dyn Engine,
+    proposal: &Proposal,
+    place: &ClusterRepository,
+    id: &str,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<RestoreRecord> {
+    let source = &proposal.source;
+    let exclusive = Exclusive::take(place, OperationKind::Restore, id, cancel).await?;
+    let done = async {
+        if place.name() == source.name() {
+            return carry_out(engine, proposal, id, progress, &exclusive).await;
+        }
+        let reading = Reading::take(source, OperationKind::Restore, id, &exclusive.cancel).await?;
+        let done = carry_out(engine, proposal, id, progress, &exclusive).await;
+        if let Err(error) = reading.release().await {
+            tracing::debug!(%error, "the right to read runs out by itself");
+        }
+        done
+    }
+    .await;
     exclusive.release().await?;
     done
 }

@@ -18,6 +18,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::cluster::ClusterRepository;
 use crate::error::{Error, Result};
@@ -236,7 +237,7 @@ impl Lease {
             detail: Mutex::new(first.operation.detail.clone()),
             first,
         });
-        let renewal = tokio::spawn(keep(shared.clone(), started + ttl));
+        let renewal = tokio::spawn(keep(shared.clone(), started + ttl).in_current_span());
         Self { shared, renewal: Some(renewal) }
     }
 
@@ -248,6 +249,11 @@ impl Lease {
     /// Name of the lease.
     pub fn name(&self) -> &str {
         &self.shared.name
+    }
+
+    /// The id of this holding of the lease: random, and never used again.
+    pub fn holder_id(&self) -> &str {
+        &self.shared.first.holder.id
     }
 
     /// Cancelled as soon as the lease is not held any more: somebody else took it, it could not be

@@ -8,6 +8,7 @@ mod error;
 mod folder;
 mod frames;
 mod history;
+mod housekeeping;
 mod leases;
 mod merge;
 mod probe;

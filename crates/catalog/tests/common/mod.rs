@@ -1,6 +1,8 @@
 //! Short ways to write down a history: positions are numbers, and so are times.
 
-#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+pub mod random;
 
 use std::collections::BTreeMap;
 

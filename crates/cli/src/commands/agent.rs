@@ -52,6 +52,7 @@ async fn set_up(context: &Context) -> Result<(Arc<dyn Engine>, ClusterRepository
     let connected = connect(context).await?;
     let repository = context.unless_stopped(context.make_repository()).await?;
     let cluster = registered(context, &repository, &connected.probe).await?;
+    context.journal.attach(&cluster, "agent");
     let probe = &connected.probe;
     tracing::info!(
         cluster = cluster.name(),

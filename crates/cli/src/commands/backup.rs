@@ -51,6 +51,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let repository = context.unless_stopped(context.make_repository()).await?;
     let cluster = registered(context, &repository, &connected.probe).await?;
 
+    context.journal.attach(&cluster, "backup");
     let progress = Progress::default();
     let starting = |name: &str| format!("Starting backup \"{name}\"....\n");
     let beginning = async { starting(&begun(&cluster, OperationKind::Backup).await) };

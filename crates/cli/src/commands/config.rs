@@ -40,7 +40,10 @@ const LETS_GO: Duration = Duration::from_secs(10);
     backup.compressionLevel        zstd level of snapshots, 1 to 19 (3)\n  \
     backup.numParallelCollections  readers at the same time, 0 chooses (0)\n  \
     restore.numInsertionWorkers    connections that insert at the same time, 0 chooses (0)\n  \
-    restore.foldMemoryMib          memory for the log of a restore in MiB, 0 for the default (0)")]
+    restore.foldMemoryMib          memory for the log of a restore in MiB, 0 for the default (0)\n  \
+    retention.count                full snapshots that the agent keeps, 0 for all (0)\n  \
+    retention.days                 days back that stay restorable, 0 for all (0)\n  \
+    retention.logDays              days that the logs of jobs are kept, 0 for ever (30)")]
 pub(crate) struct Args {
     /// Show this setting alone
     #[arg(value_name = "KEY", conflicts_with_all = ["list", "file", "set"])]
@@ -69,6 +72,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         let cluster = to_change(context).await?;
         let was_on = cluster.config().await?.1.pitr.enabled;
         let config = cluster.update_config(|_| Ok(wanted.clone())).await?;
+        record(&cluster, &config.entries(), context);
         if config.pitr.enabled != was_on {
             follow(&cluster, config.pitr.enabled, context).await;
         }
@@ -99,7 +103,16 @@ async fn set(pairs: &[String], context: &Context) -> Result<(), Failure> {
         follow(&cluster, config.pitr.enabled, context).await;
     }
     let shown = pairs.iter().map(|(key, _)| Ok((key.clone(), config.get(key)?)));
-    context.out.print(&Changed(shown.collect::<Result<_, ConfigError>>()?))
+    let shown = shown.collect::<Result<Vec<_>, ConfigError>>()?;
+    record(&cluster, &shown, context);
+    context.out.print(&Changed(shown))
+}
+
+/// Writes a change down in the logs of jobs.
+fn record(cluster: &ClusterRepository, settings: &[(String, String)], context: &Context) {
+    context.journal.attach(cluster, "config");
+    let settings: Vec<_> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    tracing::info!("set: {}", settings.join(", "));
 }
 
 /// Waits for the agent to follow a switch of the capture, and says so when none does: who switches

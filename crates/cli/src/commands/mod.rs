@@ -2,11 +2,16 @@
 
 pub(crate) mod agent;
 pub(crate) mod backup;
+pub(crate) mod cancel_backup;
+pub(crate) mod cleanup;
 pub(crate) mod completion;
 pub(crate) mod config;
+pub(crate) mod delete_backup;
+pub(crate) mod delete_pitr;
 pub(crate) mod describe_backup;
 pub(crate) mod describe_restore;
 pub(crate) mod list;
+pub(crate) mod logs;
 pub(crate) mod oplog_replay;
 pub(crate) mod repository;
 pub(crate) mod restore;
@@ -16,7 +21,9 @@ pub(crate) mod verify;
 pub(crate) mod version;
 
 mod begun;
+mod confirm;
 mod pbm_config;
+mod removal;
 
 use hindsight_catalog::{History, Timeline};
 use hindsight_format::ClusterConfig;
@@ -40,6 +47,11 @@ pub(crate) async fn run(verb: &Verb, context: &Context) -> Result<(), Failure> {
         Verb::OplogReplay(args) => oplog_replay::run(args, context).await,
         Verb::DescribeRestore(args) => describe_restore::run(args, context).await,
         Verb::Verify(args) => verify::run(args, context).await,
+        Verb::DeleteBackup(args) => delete_backup::run(args, context).await,
+        Verb::DeletePitr(args) => delete_pitr::run(args, context).await,
+        Verb::Cleanup(args) => cleanup::run(args, context).await,
+        Verb::CancelBackup(args) => cancel_backup::run(args, context).await,
+        Verb::Logs(args) => logs::run(args, context).await,
         Verb::Agent(args) => agent::run(args, context).await,
         Verb::Repository(args) => repository::run(args, context).await,
         Verb::Roles(args) => roles::run(args, context),

@@ -5,7 +5,8 @@ use hindsight_format::RestoreRecord;
 use hindsight_jobs::{Replay, propose_replay, replay};
 use serde::Serialize;
 
-use super::restore::{confirm, parse_point};
+use super::confirm::confirm;
+use super::restore::parse_point;
 use crate::cluster::{connect, nothing_stored, to_restore};
 use crate::context::Context;
 use crate::exit::Failure;
@@ -57,6 +58,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         let question = "Replay it on top of what is there? [y/N] ".to_owned();
         confirm(&shown.text(), question, context).await?;
     }
+    context.journal.attach(&source, "replay");
     let progress = Progress::default();
     let starting = async { format!("Starting oplog replay of {}...\n", plan.stretch_text()) };
     let work = replay(&*engine, &plan, &progress, &context.stop);

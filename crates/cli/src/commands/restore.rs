@@ -1,7 +1,5 @@
 //! `restore`.
 
-use std::io::{IsTerminal, Write};
-
 use hindsight_catalog::{Target, parse_time};
 use hindsight_engine::{Engine, Progress, Selection};
 use hindsight_format::{OperationKind, RestoreRecord, RestoreState};
@@ -9,9 +7,10 @@ use hindsight_jobs::{Proposal, RestoreRequest, propose, restore};
 use jiff::Timestamp;
 
 use super::begun::begun;
+use super::confirm::confirm;
 use crate::cluster::{connect, nothing_stored, to_restore};
 use crate::context::Context;
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::output::Report;
 use crate::progress;
 use crate::report::plan::{PlanReport, Restored, next_steps};
@@ -102,6 +101,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     if !args.yes {
         confirm(&plan.text(), plan.question(), context).await?;
     }
+    context.journal.attach(&source, "restore");
     let (record, warnings) = carry_out(&*engine, &proposal, context).await?;
     let done = told(&record, &proposal, context.program);
     context.out.print(&Restored { plan, restore: RestoreReport::of(&record, None), warnings, done })
@@ -135,31 +135,6 @@ pub(super) fn parse_point(text: &str, engine: &dyn Engine) -> Result<Point, Fail
     }
     let time = parse_time(text, Timestamp::now()).map_err(|error| Failure::usage(error.to_string()))?;
     Ok(Point { target: Target::Before(time.time), taken_as_utc: time.assumed_utc.then(|| text.to_owned()) })
-}
-
-/// Asks whether to go on; only a terminal can answer.
-pub(super) async fn confirm(plan: &str, question: String, context: &Context) -> Result<(), Failure> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("there is no terminal to confirm it on; nothing was changed")
-            .hint("run it again with --yes, which asks nothing"));
-    }
-    if context.out.is_json() {
-        context.out.note(plan);
-    }
-    let answer = tokio::task::spawn_blocking(move || {
-        let mut prompt = std::io::stderr();
-        prompt.write_all(question.as_bytes()).and_then(|()| prompt.flush())?;
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line)?;
-        Ok::<_, std::io::Error>(line)
-    });
-    let answer =
-        async { answer.await.map_err(|error| Failure::new(Exit::Other, error.to_string()))?.map_err(Failure::from) };
-    let answer = context.unless_stopped(answer).await?;
-    match answer.trim().to_ascii_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(Failure::new(Exit::Refused, "not confirmed; nothing was changed")),
-    }
 }
 
 async fn carry_out(

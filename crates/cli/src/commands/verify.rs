@@ -54,6 +54,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     }
     let cluster = context.unless_stopped(stored_cluster(context)).await?;
     let cluster = context.unlocked(cluster.repository()).await?.cluster(cluster.name())?;
+    context.journal.attach(&cluster, "verify");
     let engine = match context.unless_stopped(cluster.descriptor()).await? {
         Some(descriptor) => engines::offline(&descriptor.identity.engine)?,
         None => return Err(Failure::new(Exit::Damaged, format!("{} is missing", cluster.keys().descriptor()))),

@@ -1,9 +1,11 @@
 //! What verbs print: values that read well as text and as JSON.
 
 pub(crate) mod listing;
+pub(crate) mod logs;
 pub(crate) mod pitr;
 pub(crate) mod plan;
 pub(crate) mod proofs;
+pub(crate) mod removal;
 pub(crate) mod restores;
 pub(crate) mod snapshot;
 pub(crate) mod status;

@@ -10,6 +10,7 @@ use super::examples::*;
 use super::listing::Listing;
 use super::pitr::Pitr;
 use super::plan::{Facts, PlanReport};
+use super::removal::RemovalReport;
 use super::restores::{RestoreReport, Restores, standing, unmended};
 use super::snapshot::{SnapshotReport, Taken};
 use super::status::{Backups, Cluster, Running, Status};
@@ -261,4 +262,23 @@ fn a_snapshot_described_and_just_taken() {
     assert_snapshot!("a_snapshot_described", report.text());
     let report = SnapshotReport::of(&snapshot("2021-02-03T08:08:35Z", 1), path, None);
     assert_snapshot!("a_snapshot_just_taken", Taken::of(report, Vec::new(), Some("PITR is off.".to_owned())).text());
+}
+
+#[test]
+fn the_plan_of_a_cleanup() {
+    use hindsight_catalog::{Wish, removal};
+    use hindsight_format::UnfinishedSnapshot;
+
+    let history = eventful().history;
+    let left = UnfinishedSnapshot { id: "2021-02-04T00:00:00Z".to_owned(), objects: 12, stored_bytes: 5 << 20 };
+    let before = time("2021-02-10T07:45:00Z");
+    let plan = removal(&history, &[left], &Wish::Everything { before }, Some(2)).unwrap();
+    let report = RemovalReport::of(&plan, false);
+    assert_snapshot!(report.text());
+    assert_snapshot!("a_cleanup_as_json", serde_json::to_string_pretty(&report).unwrap());
+    let all = removal(&history, &[], &Wish::Everything { before: time("2022-01-01T00:00:00Z") }, None).unwrap();
+    assert!(RemovalReport::of(&all, false).text().contains("NOTHING can be restored afterwards."));
+    assert_snapshot!("a_cleanup_that_was_done", RemovalReport::of(&all, true).text());
+    let none = removal(&history, &[], &Wish::Everything { before: time("2020-01-01T00:00:00Z") }, None).unwrap();
+    assert_eq!(RemovalReport::of(&none, false).text(), "nothing to delete\n");
 }

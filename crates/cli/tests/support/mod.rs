@@ -1,8 +1,9 @@
 //! Running the built program as a user would.
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
 
+use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -38,6 +39,12 @@ impl Cli {
         cli.program = link;
         cli.variables = vec![("PBM_MONGODB_URI", uri.to_owned())];
         cli
+    }
+
+    /// The same with more variables.
+    pub fn with(mut self, variables: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        self.variables.extend(variables);
+        self
     }
 
     /// The folder that is the repository.
@@ -83,7 +90,7 @@ impl Cli {
     /// Starts a command line.
     pub fn start(&self, line: &str) -> Started {
         let child = self.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Started { line: line.to_owned(), child: Some(child) }
+        Started { line: line.to_owned(), child: Some(child), lines: None }
     }
 }
 
@@ -92,7 +99,7 @@ impl Cli {
     pub fn start_logged(&self, line: &str, file: &Path) -> Started {
         let log = std::fs::File::options().create(true).append(true).open(file).unwrap();
         let child = self.command(line).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        Started { line: line.to_owned(), child: Some(child) }
+        Started { line: line.to_owned(), child: Some(child), lines: None }
     }
 }
 
@@ -100,6 +107,7 @@ impl Cli {
 pub struct Started {
     line: String,
     child: Option<Child>,
+    lines: Option<Lines<BufReader<ChildStdout>>>,
 }
 
 impl Started {
@@ -107,6 +115,21 @@ impl Started {
     pub fn signal(&self, signal: &str) {
         let id = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([&format!("-{signal}"), &id]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub fn ended(mut self) -> Ran {
+        Ran::of(&self.line, &self.child.take().unwrap().wait_with_output().unwrap())
+    }
+
+    /// Reads what it prints until there is a line with `words`.
+    pub fn reads(&mut self, words: &str) {
+        let mut lines = self.lines.take().unwrap_or_else(|| {
+            let out = self.child.as_mut().unwrap().stdout.take().unwrap();
+            BufReader::new(out).lines()
+        });
+        assert!(lines.any(|line| line.unwrap().contains(words)), "`{}` ended without {words:?}", self.line);
+        self.lines = Some(lines);
     }
 
     /// Sends it a signal, and waits for its end.

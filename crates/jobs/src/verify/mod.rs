@@ -15,8 +15,10 @@ use hindsight_format::{Place, ProofKind, ProofRecord};
 use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::Result;
+use crate::journal::{RESULT, job};
 use crate::proof;
 use finding::About;
 use reading::Reading;
@@ -52,6 +54,33 @@ impl Verified {
 /// Reads and checks everything that is stored of a cluster, or of its snapshot `only`, and keeps the result as
 /// evidence. Damage is no error; what is no damage but a failure of the store is.
 pub async fn verify(
+    engine: &Arc<dyn Engine>,
+    cluster: &ClusterRepository,
+    only: Option<&str>,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Verified> {
+    let work = async {
+        tracing::info!(target: RESULT, "begins");
+        let read = read_all(engine, cluster, only, progress, cancel).await;
+        match &read {
+            Ok(verified) if verified.proof.passed => tracing::info!(
+                target: RESULT,
+                "done: {} objects, {} bytes read, nothing is wrong",
+                verified.proof.objects,
+                verified.proof.bytes
+            ),
+            Ok(verified) => verified.damage().for_each(|finding| {
+                tracing::error!(target: RESULT, "{}: {} ({})", finding.key, finding.what, finding.means);
+            }),
+            Err(error) => tracing::error!(target: RESULT, hint = error.hint(), "failed: {error}"),
+        }
+        read
+    };
+    work.instrument(job("verify", only)).await
+}
+
+async fn read_all(
     engine: &Arc<dyn Engine>,
     cluster: &ClusterRepository,
     only: Option<&str>,

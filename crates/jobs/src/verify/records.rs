@@ -1,8 +1,8 @@
 //! Reading the records of a cluster one by one, so that one that is damaged does not hide the others.
 
 use hindsight_format::{
-    ClusterConfig, ClusterDescriptor, EpochRecord, GapRecord, LeaseRecord, Place, ProofRecord, RestoreRecord,
-    SnapshotManifest, StoredGap,
+    CancelRequest, ClusterConfig, ClusterDescriptor, EpochRecord, GapRecord, JournalBatch, LeaseRecord, Place,
+    ProofRecord, RestoreRecord, SnapshotManifest, StoredGap,
 };
 use hindsight_repository::{ClusterRepository, Error as RepositoryError};
 use serde::de::DeserializeOwned;
@@ -77,6 +77,8 @@ impl Records<'_> {
                 .decode::<ProofRecord>(key, |it| wrong(it.id != *id, || format!("it is that of {}", it.id)))
                 .await?
                 .map(drop),
+            Place::Cancel(_) => self.decode::<CancelRequest>(key, |_| None).await?.map(drop),
+            Place::Journal(_) => self.decode::<JournalBatch>(key, |_| None).await?.map(drop),
             Place::SnapshotObject { .. } | Place::Slice { .. } => Ok(()),
         };
         Ok((record, found.err().map(|why| finding(key, place, newest, why))))
@@ -144,6 +146,9 @@ fn finding(key: &str, place: &Place, newest: bool, why: String) -> Finding {
     let (level, about, means) = match place {
         Place::Config(_) | Place::Lease { .. } if !newest => (Level::Note, About::Itself, older.to_owned()),
         Place::Proof(_) => (Level::Note, About::Itself, "this evidence is not shown any more".to_owned()),
+        Place::Cancel(_) | Place::Journal(_) => {
+            (Level::Note, About::Itself, "nothing rests on it, and it can be removed".to_owned())
+        }
         Place::Manifest(id) => {
             let means = format!("snapshot {id} cannot be restored; and {BLOCKS}");
             (Level::Damage, About::Snapshot(id.clone()), means)

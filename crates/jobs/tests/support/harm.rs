@@ -72,6 +72,8 @@ impl Pristine {
             Some(Place::Gap { .. }) => "gap".to_owned(),
             Some(Place::Restore(_)) => "restore".to_owned(),
             Some(Place::Proof(_)) => "proof".to_owned(),
+            Some(Place::Cancel(_)) => "cancel".to_owned(),
+            Some(Place::Journal(_)) => "journal".to_owned(),
         }
     }
 

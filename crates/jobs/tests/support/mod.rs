@@ -108,6 +108,7 @@ impl Protected {
             idle_interval: Duration::from_secs(2),
             merge_every,
             snapshot_pause: Duration::from_secs(1),
+            tidy_every: Duration::from_millis(300),
             ..Tuning::default()
         };
         let agent = Agent::new(self.engine.clone(), self.cluster.clone()).tuned(tuning);

@@ -133,7 +133,7 @@ pub(super) async fn copy(shared: &Shared, piece: &Piece, sink: &mut FrameSink) -
                 if failures >= ATTEMPTS {
                     return Err(driver(&format!("reading {}", piece.namespace), error));
                 }
-                tracing::info!(namespace = piece.namespace, %error, "a scan was ended, going on");
+                tracing::warn!(namespace = piece.namespace, %error, "a scan was ended, going on");
                 tokio::time::sleep(Duration::from_millis(20 * u64::from(failures.min(10)))).await;
                 if piece.range.is_none() {
                     segment = Segment { id: sink.begin().await?, documents: 0, bytes: 0 };

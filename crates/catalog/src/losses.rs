@@ -1,0 +1,96 @@
+//! What could be restored before, and cannot any more.
+
+use hindsight_format::Point;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::footing::{Footing, Ground, rank};
+use crate::timeline::Range;
+
+/// A stretch of history that can be restored now, and could not be afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The epoch of the cluster's history.
+    pub epoch: u64,
+    /// The selective snapshot that leads there; none where full snapshots do.
+    pub snapshot: Option<String>,
+    /// Where it begins: the start of a range, which is lost too, or the end of one that stays.
+    pub from: Point,
+    /// Where it ends: the end of a range, which is lost too, or the start of one that stays.
+    pub to: Point,
+    /// First and last whole second that cannot be restored *strictly before* any more; none when it
+    /// is a state within one second, such as that of a snapshot which no log follows.
+    pub seconds: Option<(Timestamp, Timestamp)>,
+}
+
+impl Loss {
+    fn new(epoch: u64, from: &Point, to: &Point, last: Timestamp) -> Self {
+        let first = from.time.checked_add(SignedDuration::from_secs(1)).ok();
+        let seconds = first.filter(|first| *first <= last).map(|first| (first, last));
+        Self { epoch, snapshot: None, from: from.clone(), to: to.clone(), seconds }
+    }
+
+    /// Whether something is lost that is at `time` or later.
+    pub(crate) fn reaches(&self, time: Timestamp) -> bool {
+        self.seconds.map_or(self.to.time, |(_, last)| last) >= time
+    }
+
+    /// The last moment of it.
+    pub fn last(&self) -> Timestamp {
+        self.seconds.map_or(self.to.time, |(_, last)| last)
+    }
+
+    /// The first moment of it.
+    pub fn first(&self) -> Timestamp {
+        self.seconds.map_or(self.from.time, |(first, _)| first)
+    }
+
+    /// Whether all of `other` is lost with this.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.epoch == other.epoch
+            && (self.snapshot.is_none() || self.snapshot == other.snapshot)
+            && rank(&self.from) <= rank(&other.from)
+            && rank(&other.to) <= rank(&self.to)
+    }
+}
+
+/// What `before` has and `after` has not. What is left of a range lies within it.
+pub(crate) fn losses(before: &[Range], after: &[Range]) -> Vec<Loss> {
+    let mut losses = Vec::new();
+    for old in before {
+        let mut left: Vec<_> = after.iter().filter(|range| range.lies_within(old)).collect();
+        left.sort_by(|a, b| rank(&a.start).cmp(&rank(&b.start)));
+        let mut at = &old.start;
+        for range in &left {
+            if rank(at) < rank(&range.start) {
+                losses.push(Loss::new(old.epoch, at, &range.start, range.start.time));
+            }
+            at = &range.end;
+        }
+        if left.is_empty() || rank(at) < rank(&old.end) {
+            losses.push(Loss::new(old.epoch, at, &old.end, old.end.time));
+        }
+    }
+    losses
+}
+
+/// What selective snapshots lead to before and not after. (That one of them is itself removed is
+/// told by its name.)
+pub(crate) fn selective_losses(before: &Ground<'_>, after: &Ground<'_>) -> Vec<Loss> {
+    let selective = before.footings.iter().filter(|footing| footing.is_selective());
+    let loss = |old: &Footing<'_>| {
+        let left = after.footings.iter().find(|footing| footing.snapshot.id == old.snapshot.id);
+        let from = left.map_or(old.start, |left| left.end);
+        let loss = Loss::new(old.snapshot.epoch, from, old.end, old.end.time);
+        (rank(from) < rank(old.end)).then(|| Loss { snapshot: Some(old.snapshot.id.clone()), ..loss })
+    };
+    selective.filter_map(loss).collect()
+}
+
+impl Range {
+    fn lies_within(&self, old: &Self) -> bool {
+        self.epoch == old.epoch
+            && self.streams.iter().map(|part| &part.stream).eq(old.streams.iter().map(|part| &part.stream))
+            && rank(&old.start) <= rank(&self.start)
+            && rank(&self.end) <= rank(&old.end)
+    }
+}

@@ -1,0 +1,401 @@
+//! Removal plans: exactly what is deleted for a wish, what stays although it was asked for, and what
+//! can not be restored afterwards. Decided before anything is touched.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use hindsight_format::{SnapshotKind, SnapshotManifest, StoredGap, StoredSlice, UnfinishedSnapshot};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::footing::{Footing, Ground, rank};
+use crate::history::History;
+use crate::losses::{Loss, losses, selective_losses};
+use crate::merge::redundant;
+use crate::refusal::Refusal;
+use crate::refuse::unknown_snapshot;
+use crate::timeline::{Range, Timeline, ranges};
+
+/// What somebody wants to be rid of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// This snapshot, complete or not.
+    Snapshot(String),
+    /// Snapshots older than a time, but for what restoring to that time or later needs.
+    Snapshots {
+        /// The time.
+        before: Timestamp,
+        /// Only of this sort.
+        sort: Option<SnapshotSort>,
+    },
+    /// The captured log older than a time, or all of it, but for what restoring to that time or
+    /// later needs. Snapshots stay.
+    Log {
+        /// The time; none for all.
+        before: Option<Timestamp>,
+    },
+    /// Whatever is older than a time, but for what restoring to that time or later needs; and what
+    /// belongs to nothing.
+    Everything {
+        /// The time.
+        before: Timestamp,
+    },
+    /// Whatever no rule of retention keeps. The newest full snapshot is always kept.
+    Retention {
+        /// Restoring to this time or later stays possible; none: there is no such rule.
+        before: Option<Timestamp>,
+        /// So many full snapshots are kept, with all log after them; 0: there is no such rule.
+        count: u32,
+    },
+}
+
+/// Sorts of snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotSort {
+    /// Full ones, made in this way.
+    Full(SnapshotKind),
+    /// Those of some namespaces.
+    Selective,
+}
+
+/// Exactly what is deleted for a wish.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Removal {
+    /// Snapshots, oldest first.
+    pub snapshots: Vec<SnapshotManifest>,
+    /// Slices of captured log, oldest first.
+    pub slices: Vec<StoredSlice>,
+    /// Those of the slices that nothing is lost with, as others hold the same.
+    pub redundant: u64,
+    /// Records of gaps around which nothing is left.
+    pub gaps: Vec<StoredGap>,
+    /// What was stored of snapshots that were never finished.
+    pub unfinished: Vec<UnfinishedSnapshot>,
+    /// Snapshots that were asked for and stay, oldest first, each with what needs it.
+    pub kept_snapshots: Vec<(String, Need)>,
+    /// Log that was asked for and stays.
+    pub kept_log: Vec<KeptLog>,
+    /// What can be restored now, and not afterwards.
+    pub losses: Vec<Loss>,
+    /// What can be restored afterwards.
+    pub left: Vec<Range>,
+}
+
+/// What needs a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// It is the last one that leads to the end of the log that is being captured.
+    Capture,
+    /// Restoring to these times, which are not to be lost.
+    Restores {
+        /// The first.
+        from: Timestamp,
+        /// The last.
+        to: Timestamp,
+    },
+}
+
+/// Old log that a snapshot needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptLog {
+    /// The snapshot.
+    pub snapshot: String,
+    /// Number of slices.
+    pub slices: u64,
+    /// Their bytes.
+    pub stored_bytes: u64,
+    /// Where the first of them starts.
+    pub from: Timestamp,
+    /// Where the last of them ends.
+    pub to: Timestamp,
+}
+
+impl Removal {
+    /// Whether there is nothing to delete.
+    pub fn is_empty(&self) -> bool {
+        self.snapshots.is_empty() && self.slices.is_empty() && self.gaps.is_empty() && self.unfinished.is_empty()
+    }
+
+    /// Bytes stored of what is deleted.
+    pub fn stored_bytes(&self) -> u64 {
+        let snapshots = self.snapshots.iter().map(|snapshot| snapshot.totals.stored_bytes);
+        let unfinished = self.unfinished.iter().map(|unfinished| unfinished.stored_bytes);
+        snapshots.chain(self.slices.iter().map(|slice| slice.stored_bytes)).chain(unfinished).sum()
+    }
+
+    /// Whether this takes no snapshot, and loses nothing, that `told` does not.
+    pub fn is_covered_by(&self, told: &Self) -> bool {
+        let known = |id: &str| told.snapshots.iter().any(|snapshot| snapshot.id == id);
+        self.snapshots.iter().all(|snapshot| known(&snapshot.id))
+            && self.losses.iter().all(|loss| told.losses.iter().any(|other| other.covers(loss)))
+    }
+}
+
+/// What is deleted of `history` for `wish`. `unfinished` is what is stored of snapshots that nobody is
+/// making any more; `capturing` is the epoch whose log is being captured, when capture is on.
+///
+/// Whatever is restorable afterwards was so before, and nothing is lost that [`Removal::losses`] does
+/// not tell. While capture is on, some full snapshot keeps leading to the end of what is captured.
+///
+/// # Errors
+/// There is no such snapshot; or it is the last one that what is being captured rests on.
+pub fn removal(
+    history: &History,
+    unfinished: &[UnfinishedSnapshot],
+    wish: &Wish,
+    capturing: Option<u64>,
+) -> Result<Removal, Refusal> {
+    let ground = Ground::new(history);
+    let Some(scope) = Scope::of(wish, history, &ground) else {
+        return Ok(Removal { left: ranges(ground.full()), ..Removal::default() });
+    };
+    let (dropped, kept_snapshots) = scope.drop_snapshots(history, &ground, capturing);
+    let mut removal = Removal::default();
+    match wish {
+        Wish::Snapshot(id) if history.snapshot(id).is_none() => {
+            removal.unfinished = unfinished.iter().filter(|unfinished| unfinished.id == *id).cloned().collect();
+            if removal.unfinished.is_empty() {
+                return Err(unknown_snapshot(history, id));
+            }
+        }
+        Wish::Snapshot(id) if !kept_snapshots.is_empty() => return Err(Refusal::LastPitrBase { name: id.clone() }),
+        Wish::Everything { .. } | Wish::Retention { .. } => removal.unfinished = unfinished.to_vec(),
+        _ => {}
+    }
+    if let Some(bound) = scope.log {
+        let (gone, kept) = old_slices(history, &ground, &dropped, bound);
+        removal.kept_log = kept;
+        let superfluous = if scope.tidies { superfluous(history, &gone, bound) } else { HashSet::new() };
+        removal.redundant = superfluous.len() as u64;
+        removal.slices =
+            history.slices.iter().filter(|s| gone.contains(s) || superfluous.contains(s)).cloned().collect();
+    }
+    if scope.snapshots {
+        removal.snapshots = history.snapshots.iter().filter(|s| dropped.contains(s.id.as_str())).cloned().collect();
+        removal.snapshots.sort_by_key(|snapshot| (snapshot.restore_time(), snapshot.id.clone()));
+        removal.kept_snapshots = kept_snapshots;
+    }
+    removal.slices.sort_by(|a, b| rank(&a.name.start).cmp(&rank(&b.name.start)));
+
+    let mut after = without(history, &removal);
+    if let Some(bound) = scope.log {
+        removal.gaps = history.gaps.iter().filter(|gap| is_forgotten(gap, &after, bound)).cloned().collect();
+        after.gaps.retain(|gap| !removal.gaps.contains(gap));
+    }
+    let ground_after = Ground::new(&after);
+    removal.left = Timeline::of(&after, &ground_after).ranges;
+    removal.losses = losses(&ranges(ground.full()), &removal.left);
+    removal.losses.extend(selective_losses(&ground, &ground_after));
+    Ok(removal)
+}
+
+/// What is left of `history` once `removal` is done.
+pub fn without(history: &History, removal: &Removal) -> History {
+    let mut left = history.clone();
+    let ids: HashSet<_> = removal.snapshots.iter().map(|snapshot| snapshot.id.as_str()).collect();
+    let slices: HashSet<_> = removal.slices.iter().collect();
+    left.snapshots.retain(|snapshot| !ids.contains(snapshot.id.as_str()));
+    left.slices.retain(|slice| !slices.contains(slice));
+    left.gaps.retain(|gap| !removal.gaps.contains(gap));
+    left
+}
+
+/// What a wish means.
+struct Scope<'a> {
+    /// Snapshots that go unless something needs them.
+    candidates: BTreeSet<&'a str>,
+    /// What can be restored to this time or later is not to be lost; none: it may.
+    demand: Option<Timestamp>,
+    /// Whether snapshots are deleted at all; otherwise those that stay needlessly need no log.
+    snapshots: bool,
+    /// Log that is older than this goes.
+    log: Option<Timestamp>,
+    /// Whether what belongs to nothing goes too.
+    tidies: bool,
+}
+
+impl<'a> Scope<'a> {
+    /// None when the wish is for nothing.
+    fn of(wish: &Wish, history: &'a History, ground: &Ground<'a>) -> Option<Self> {
+        let older = |time: Timestamp| {
+            let old = history.snapshots.iter().filter(move |snapshot| snapshot.restore_time() < time);
+            old.map(|snapshot| snapshot.id.as_str())
+        };
+        let scope = |candidates: BTreeSet<&'a str>, demand: Timestamp| Self {
+            candidates,
+            demand: Some(demand),
+            snapshots: true,
+            log: Some(demand),
+            tidies: true,
+        };
+        Some(match wish {
+            Wish::Snapshot(id) => {
+                let candidates = history.snapshot(id).map(|snapshot| snapshot.id.as_str()).into_iter().collect();
+                Self { demand: None, log: None, tidies: false, ..scope(candidates, Timestamp::MAX) }
+            }
+            Wish::Snapshots { before, sort } => {
+                let is_meant = |id: &&str| history.snapshot(id).is_some_and(|s| sort.is_none_or(|sort| sort.holds(s)));
+                Self { log: None, tidies: false, ..scope(older(*before).filter(is_meant).collect(), *before) }
+            }
+            Wish::Log { before } => {
+                let before = before.unwrap_or(Timestamp::MAX);
+                Self { snapshots: false, tidies: false, ..scope(older(before).collect(), before) }
+            }
+            Wish::Everything { before } => scope(older(*before).collect(), *before),
+            Wish::Retention { before, count } => {
+                let mut full: Vec<_> = ground.full().collect();
+                full.sort_by_key(|footing| std::cmp::Reverse((footing.snapshot.epoch, rank(footing.start))));
+                full.truncate((*count).max(1) as usize);
+                // The first second that can be restored from the oldest that the count keeps.
+                let first = full.iter().map(|footing| footing.start.time).min().filter(|_| *count > 0);
+                let first = first.map(|time| time.checked_add(SignedDuration::from_secs(1)).unwrap_or(time));
+                let demand = before.iter().copied().chain(first).min()?;
+                let newest: HashSet<_> = full.iter().map(|footing| footing.snapshot.id.as_str()).collect();
+                scope(older(demand).filter(|id| !newest.contains(id)).collect(), demand)
+            }
+        })
+    }
+
+    /// The candidates that go, and those that something needs. Of several that would do, the newest
+    /// stays.
+    fn drop_snapshots(
+        &self,
+        history: &'a History,
+        ground: &Ground<'a>,
+        capturing: Option<u64>,
+    ) -> (HashSet<&'a str>, Vec<(String, Need)>) {
+        let mut dropped: HashSet<&str> = HashSet::new();
+        let mut kept = Vec::new();
+        let mut remaining: Vec<&Footing<'a>> = ground.full().collect();
+        for footing in ground.footings.iter().filter(|footing| self.candidates.contains(footing.snapshot.id.as_str())) {
+            let id = footing.snapshot.id.as_str();
+            if !footing.is_selective() {
+                let without: Vec<_> = remaining.iter().copied().filter(|other| other.snapshot.id != id).collect();
+                if let Some(need) = self.need(&remaining, &without, footing, capturing) {
+                    kept.push((id.to_owned(), need));
+                    continue;
+                }
+                remaining = without;
+            }
+            dropped.insert(id);
+        }
+        // What names no stream leads nowhere.
+        let lost = history.snapshots.iter().filter(|snapshot| snapshot.streams.is_empty());
+        dropped.extend(lost.map(|snapshot| snapshot.id.as_str()).filter(|id| self.candidates.contains(id)));
+        (dropped, kept)
+    }
+
+    /// What needs `footing`, without which `remaining` is `without`.
+    fn need(
+        &self,
+        remaining: &[&Footing<'a>],
+        without: &[&Footing<'a>],
+        footing: &Footing<'a>,
+        capturing: Option<u64>,
+    ) -> Option<Need> {
+        let epoch = footing.snapshot.epoch;
+        let end = |footings: &[&Footing<'a>]| {
+            footings.iter().filter(|f| f.snapshot.epoch == epoch).map(|f| rank(f.end)).max()
+        };
+        if capturing == Some(epoch) && end(without) < end(remaining) {
+            return Some(Need::Capture);
+        }
+        let demand = self.demand?;
+        let of_epoch = |footings: &[&Footing<'a>]| -> Vec<Range> {
+            ranges(footings.iter().copied().filter(|footing| footing.snapshot.epoch == epoch))
+        };
+        let lost = losses(&of_epoch(remaining), &of_epoch(without));
+        let lost = lost.into_iter().find(|loss| loss.reaches(demand))?;
+        Some(Need::Restores { from: lost.first().max(demand), to: lost.last() })
+    }
+}
+
+impl SnapshotSort {
+    fn holds(self, snapshot: &SnapshotManifest) -> bool {
+        match self {
+            Self::Full(kind) => snapshot.namespaces.is_empty() && snapshot.kind == kind,
+            Self::Selective => !snapshot.namespaces.is_empty(),
+        }
+    }
+}
+
+/// A stretch of one stream that a snapshot leads through, by `order`.
+struct Held<'a> {
+    start: &'a str,
+    end: &'a str,
+    snapshot: &'a str,
+}
+
+/// The slices that hold nothing of `bound` or later and that no snapshot leads through, those that are
+/// `dropped` not counted; and the old ones that stay because one does.
+fn old_slices<'a>(
+    history: &'a History,
+    ground: &Ground<'a>,
+    dropped: &HashSet<&str>,
+    bound: Timestamp,
+) -> (HashSet<&'a StoredSlice>, Vec<KeptLog>) {
+    let mut held: BTreeMap<(u64, &str), Vec<Held<'a>>> = BTreeMap::new();
+    for footing in ground.footings.iter().filter(|footing| !dropped.contains(footing.snapshot.id.as_str())) {
+        for hold in footing.streams.iter().filter(|hold| hold.entry.is_some()) {
+            let (start, end) = (hold.start.position.order(), hold.end.position.order());
+            let all = held.entry((footing.snapshot.epoch, hold.stream)).or_default();
+            all.push(Held { start, end, snapshot: &footing.snapshot.id });
+        }
+    }
+    for all in held.values_mut() {
+        all.sort_by_key(|held| held.start);
+        // One stretch where they overlap, in the name of the oldest.
+        let mut merged: Vec<Held<'a>> = Vec::with_capacity(all.len());
+        for next in all.drain(..) {
+            match merged.last_mut().filter(|last| next.start < last.end) {
+                Some(last) => last.end = last.end.max(next.end),
+                None => merged.push(next),
+            }
+        }
+        *all = merged;
+    }
+
+    let mut gone = HashSet::new();
+    let mut kept: BTreeMap<&str, KeptLog> = BTreeMap::new();
+    for slice in history.slices.iter().filter(|slice| slice.name.end.time < bound) {
+        let (start, end) = (slice.name.start.position.order(), slice.name.end.position.order());
+        let all = held.get(&(slice.epoch, slice.stream.as_str())).map_or(&[][..], Vec::as_slice);
+        let first = all.partition_point(|held| held.end <= start);
+        match all.get(first).filter(|held| held.start < end) {
+            None => drop(gone.insert(slice)),
+            Some(held) => {
+                let log = kept.entry(held.snapshot).or_insert_with(|| KeptLog {
+                    snapshot: held.snapshot.to_owned(),
+                    slices: 0,
+                    stored_bytes: 0,
+                    from: slice.name.start.time,
+                    to: slice.name.end.time,
+                });
+                log.slices += 1;
+                log.stored_bytes += slice.stored_bytes;
+                log.from = log.from.min(slice.name.start.time);
+                log.to = log.to.max(slice.name.end.time);
+            }
+        }
+    }
+    (gone, kept.into_values().collect())
+}
+
+/// Of what stays, the old slices whose content others hold.
+fn superfluous(history: &History, gone: &HashSet<&StoredSlice>, bound: Timestamp) -> HashSet<StoredSlice> {
+    let mut streams: BTreeMap<(u64, &str), Vec<StoredSlice>> = BTreeMap::new();
+    for slice in history.slices.iter().filter(|slice| !gone.contains(slice)) {
+        streams.entry((slice.epoch, &slice.stream)).or_default().push(slice.clone());
+    }
+    let found = streams.values().flat_map(|slices| redundant(slices));
+    found.filter(|slice| slice.name.end.time < bound).collect()
+}
+
+/// Whether the record of a gap is old, and nothing is stored before the gap any more.
+fn is_forgotten(gap: &StoredGap, left: &History, bound: Timestamp) -> bool {
+    let end = gap.record.end.position.order();
+    let slices = left.slices.iter().filter(|slice| slice.epoch == gap.epoch && slice.stream == gap.stream);
+    let snapshots = left.snapshots.iter().filter(|snapshot| snapshot.epoch == gap.epoch);
+    let points = slices
+        .map(|slice| &slice.name.start)
+        .chain(snapshots.filter_map(|snapshot| snapshot.consistent_at(&gap.stream)));
+    gap.record.end.time < bound && points.into_iter().all(|point| point.position.order() >= end)
+}

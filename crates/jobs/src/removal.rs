@@ -1,0 +1,172 @@
+//! Deleting: propose, confirm, carry out.
+
+use hindsight_catalog::{Removal, Wish, removal};
+use hindsight_engine::{EngineError, Progress};
+use hindsight_format::{OperationKind, format_time};
+use hindsight_repository::ClusterRepository;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::journal::{RESULT, job};
+use crate::operation::{Exclusive, OPERATION_LEASE, without_readers};
+use crate::overview::history;
+use crate::{JobError, Result};
+
+/// A plan is made anew this often until it comes out the same twice.
+const REPLANS: u32 = 10;
+
+/// What would be deleted for `wish`. Changes nothing.
+pub async fn propose_removal(cluster: &ClusterRepository, wish: &Wish) -> Result<Removal> {
+    // What is in the making is no leftover. It may begin or end while this looks.
+    let before = running(cluster).await?;
+    let mut unfinished = cluster.unfinished_snapshots().await?;
+    let after = running(cluster).await?;
+    unfinished.retain(|unfinished| ![&before, &after].iter().any(|id| id.as_ref() == Some(&unfinished.id)));
+    let capturing = capturing(cluster).await?;
+    Ok(removal(&history(cluster).await?, &unfinished, wish, capturing)?)
+}
+
+/// The name of what runs alone.
+async fn running(cluster: &ClusterRepository) -> Result<Option<String>> {
+    let lease = cluster.lease_state(OPERATION_LEASE).await?;
+    let lease = lease.filter(|lease| cluster.lease_is_live(OPERATION_LEASE, lease));
+    Ok(lease.filter(|lease| lease.operation.kind != OperationKind::Cleanup).map(|lease| lease.operation.id))
+}
+
+/// The epoch whose log is captured, when capture is on.
+async fn capturing(cluster: &ClusterRepository) -> Result<Option<u64>> {
+    let enabled = cluster.config().await?.1.pitr.enabled;
+    Ok(if enabled { Some(cluster.current_epoch().await?) } else { None })
+}
+
+/// Deletes what `wish` is for, as long as that takes no snapshot and loses nothing that was not in
+/// `shown`. Gives what was deleted.
+///
+/// No backup, restore or other cleanup runs meanwhile; the capture may. Where this is cut off, what is
+/// left is as true as before, and the same again finishes it.
+pub async fn remove(
+    cluster: &ClusterRepository,
+    wish: &Wish,
+    shown: &Removal,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Removal> {
+    let work = async {
+        let done = remove_alone(cluster, wish, shown, progress, cancel).await;
+        match &done {
+            Ok(done) => tracing::info!(target: RESULT, "done: {}", in_words(done)),
+            Err(error) => tracing::error!(target: RESULT, hint = error.hint(), "failed: {error}"),
+        }
+        done
+    };
+    work.instrument(job(event(wish), None)).await
+}
+
+async fn remove_alone(
+    cluster: &ClusterRepository,
+    wish: &Wish,
+    shown: &Removal,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Removal> {
+    progress.step("looking what is to be deleted", None);
+    let id = format_time(Timestamp::now());
+    let exclusive = Exclusive::take(cluster, OperationKind::Cleanup, &id, cancel).await?;
+    let done = async {
+        without_readers(cluster, &id).await?;
+        let plan = settled_plan(cluster, wish).await?;
+        if !plan.is_covered_by(shown) {
+            return Err(JobError::Changed);
+        }
+        carry_out(cluster, &plan, progress, &exclusive).await?;
+        Ok(plan)
+    }
+    .await;
+    exclusive.release().await?;
+    done
+}
+
+/// The plan, made until it comes out the same twice. A listing takes its time: when slices are merged
+/// meanwhile, it may show neither the parts nor the whole, and a base may seem not to lead on.
+async fn settled_plan(cluster: &ClusterRepository, wish: &Wish) -> Result<Removal> {
+    let plan = async || -> Result<Removal> {
+        let unfinished = cluster.unfinished_snapshots().await?;
+        let capturing = capturing(cluster).await?;
+        Ok(removal(&history(cluster).await?, &unfinished, wish, capturing)?)
+    };
+    let mut last = plan().await?;
+    for _ in 0..REPLANS {
+        let next = plan().await?;
+        if next.snapshots == last.snapshots && next.slices == last.slices {
+            return Ok(next);
+        }
+        last = next;
+    }
+    Err(JobError::Changed)
+}
+
+/// Snapshots first, the oldest first, each its manifest first; then the log, from its old end. So what
+/// can be restored shrinks from its old end as well, wherever this is cut off.
+async fn carry_out(
+    cluster: &ClusterRepository,
+    plan: &Removal,
+    progress: &Progress,
+    exclusive: &Exclusive,
+) -> Result<()> {
+    let check = || if exclusive.cancel.is_cancelled() { Err(EngineError::cancelled()) } else { Ok(()) };
+    tracing::info!(target: RESULT, "begins: {}", in_words(plan));
+    progress.step("deleting", Some(plan.stored_bytes()));
+    for snapshot in &plan.snapshots {
+        check()?;
+        exclusive.tell(&format!("deleting snapshot {}", snapshot.id));
+        cluster.delete_snapshot(&snapshot.id).await?;
+        tracing::info!(target: RESULT, "snapshot {} is deleted", snapshot.id);
+        progress.add(snapshot.totals.stored_bytes);
+    }
+    for slice in &plan.slices {
+        check()?;
+        exclusive.tell(&format!("deleting log up to {}", format_time(slice.name.end.time)));
+        cluster.delete_slice(slice).await?;
+        tracing::debug!(slice = %slice.name, "deleted");
+        progress.add(slice.stored_bytes);
+    }
+    for gap in &plan.gaps {
+        check()?;
+        cluster.delete_gap(gap).await?;
+    }
+    for unfinished in &plan.unfinished {
+        check()?;
+        cluster.delete_snapshot(&unfinished.id).await?;
+        tracing::info!(target: RESULT, "what was left of the unfinished snapshot {} is deleted", unfinished.id);
+        progress.add(unfinished.stored_bytes);
+    }
+    // Nobody who could be meant by one holds the right to work now.
+    cluster.clear_cancels().await?;
+    Ok(())
+}
+
+/// What the logs call it.
+fn event(wish: &Wish) -> &'static str {
+    match wish {
+        Wish::Snapshot(_) | Wish::Snapshots { .. } => "delete-backup",
+        Wish::Log { .. } => "delete-pitr",
+        Wish::Everything { .. } => "cleanup",
+        Wish::Retention { .. } => "retention",
+    }
+}
+
+fn in_words(plan: &Removal) -> String {
+    let mut text = format!(
+        "snapshots: {}, slices of log: {}, unfinished snapshots: {}, bytes: {}",
+        plan.snapshots.len(),
+        plan.slices.len(),
+        plan.unfinished.len(),
+        plan.stored_bytes()
+    );
+    for loss in &plan.losses {
+        let (from, to) = (format_time(loss.first()), format_time(loss.last()));
+        text.push_str(&format!("; {from} - {to} can no longer be restored"));
+    }
+    text
+}
