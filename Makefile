@@ -4,7 +4,7 @@
 # rustup's folder, for shells that were opened before it was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo build test torture damage bench lint fmt deny test-matrix
+.PHONY: help demo build test torture damage bench lint fmt deny test-matrix crash faults
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,15 @@ torture: ## the long form of the test that restores random moments of a hostile 
 damage: ## every stored object harmed in every way, with a restore after each
 	@scripts/setup.sh
 	DAMAGE_ALL=1 cargo test --release -p hindsight-jobs --test real integrity -- --nocapture
+
+crash: ## programs and servers killed and frozen at random moments, hundreds of times (about an hour)
+	@scripts/setup.sh
+	CRASH_SEEDS=$${CRASH_SEEDS:-1,2,3} CRASH_RUNS=$${CRASH_RUNS:-100} \
+		cargo test --release -p hindsight --test crash -- --nocapture
+
+faults: ## every call of the repository goes wrong, one at a time, in each kind of job (about half an hour)
+	@scripts/setup.sh
+	FAULTS_STEP=1 cargo test --release -p hindsight-jobs --test faults -- --nocapture
 
 test-matrix: ## the tests of everything that talks to a server, on MongoDB 4.4, 5.0 and 6.0
 	@scripts/setup.sh

@@ -30,6 +30,9 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(20);
 const CLOCK_MARGIN: SignedDuration = SignedDuration::from_secs(2);
 /// A chain moves on while it is read; more often than this in a row is no coincidence.
 const ATTEMPTS: u32 = 20;
+/// A store that does not answer is asked this often to take a lease back, with pauses that grow by this much.
+const ANSWERS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// When a state of a lease was seen first.
 #[derive(Clone, Copy, Debug)]
@@ -147,11 +150,35 @@ impl ClusterRepository {
                 renewed_at: Timestamp::now(),
                 ttl_secs: u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(1),
             };
-            if self.append(name, &record).await? {
-                return Ok(Acquired::Held(Lease::start(self.clone(), name, ttl, record, started)));
+            match self.append(name, &record).await {
+                Ok(true) => return Ok(Acquired::Held(Lease::start(self.clone(), name, ttl, record, started))),
+                Ok(false) => {}
+                Err(error) => {
+                    self.withdraw(name, &record).await;
+                    return Err(error);
+                }
             }
         }
         Err(Error::cut_off("create", &self.keys().leases(name)))
+    }
+
+    /// Gives back what may have been taken without an answer: nobody would renew it, and others would wait for it
+    /// to run out. As far as the store lets it.
+    async fn withdraw(&self, name: &str, taken: &LeaseRecord) {
+        for attempt in 0..ANSWERS {
+            tokio::time::sleep(PAUSE * attempt).await;
+            match self.lease_state(name).await {
+                Ok(Some(newest)) if newest.holder.id == taken.holder.id && newest.state == LeaseState::Held => {
+                    let (number, renewed_at) = (newest.number + 1, Timestamp::now());
+                    let released = LeaseRecord { number, state: LeaseState::Released, renewed_at, ..newest };
+                    if self.append(name, &released).await.is_ok() {
+                        return;
+                    }
+                }
+                Ok(_) => return,
+                Err(error) => tracing::debug!(lease = name, %error, "cannot be given back yet"),
+            }
+        }
     }
 
     /// Adds a state to the chain. `false`: somebody else did.
@@ -277,14 +304,32 @@ impl Lease {
         if self.shared.lost.is_cancelled() {
             return Ok(());
         }
+        let mut failures = 0;
         for _ in 0..ATTEMPTS {
-            let Some(newest) = self.shared.mine().await? else { return Ok(()) };
-            let released = self.shared.next(newest, LeaseState::Released);
-            if self.shared.cluster.append(&self.shared.name, &released).await? {
-                return self.shared.clear_old().await;
+            match self.give_back().await {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) if error.is_retryable() && failures < ANSWERS => {
+                    failures += 1;
+                    tokio::time::sleep(PAUSE * failures).await;
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// `false`: the chain moved on meanwhile.
+    async fn give_back(&self) -> Result<bool> {
+        let Some(newest) = self.shared.mine().await? else { return Ok(true) };
+        let released = self.shared.next(newest, LeaseState::Released);
+        if !self.shared.cluster.append(&self.shared.name, &released).await? {
+            return Ok(false);
+        }
+        if let Err(error) = self.shared.clear_old().await {
+            tracing::debug!(%error, "old states of a lease stay for the next holder to clear");
+        }
+        Ok(true)
     }
 }
 

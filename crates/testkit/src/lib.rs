@@ -5,6 +5,7 @@
 //! folders) is gone when its value is dropped.
 
 mod binary;
+mod faulty;
 mod mongod;
 mod replica_set;
 mod s3;
@@ -14,6 +15,7 @@ mod tls;
 pub mod workload;
 
 pub use binary::{mongod_binary, mongod_version};
+pub use faulty::{CallFault, FaultyStore};
 pub use mongod::{Mongod, MongodOptions};
 pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};
 pub use s3::{Fault, Faults, S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Op, S3Server};
