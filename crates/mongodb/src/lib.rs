@@ -8,6 +8,8 @@
 mod cluster;
 mod failure;
 mod fold;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grants;
 mod namespace;
 pub mod oplog;
