@@ -4,7 +4,7 @@
 # rustup's folder, for shells that were opened before it was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo build test torture bench lint fmt deny test-matrix
+.PHONY: help demo build test torture fuzz bench lint fmt deny test-matrix
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,6 +26,9 @@ torture: ## the long form of the test that restores random moments of a hostile 
 	@scripts/setup.sh
 	TORTURE_SEEDS=$${TORTURE_SEEDS:-1,2,3} TORTURE_MOMENTS=$${TORTURE_MOMENTS:-300} TORTURE_MEMBERS=$${TORTURE_MEMBERS:-3} \
 		cargo test --release -p hindsight-jobs --test torture -- --nocapture
+
+fuzz: ## the long form of the fuzz targets: with cargo-fuzz where that is there (FUZZ_SECONDS for each target)
+	@scripts/fuzz.sh
 
 test-matrix: ## the tests of everything that talks to a server, on MongoDB 4.4, 5.0 and 6.0
 	@scripts/setup.sh

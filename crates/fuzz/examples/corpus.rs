@@ -37,7 +37,8 @@ async fn main() -> Result<()> {
     timeline(&cluster).await?;
     objects(&cluster, &manifest, folder.path()).await?;
     let log = log(&cluster).await?;
-    let entries: Vec<(Entry<'_>, &[u8])> = log.iter().map(|raw| Ok((Entry::parse(raw)?, &raw[..]))).collect::<Result<_>>()?;
+    let entries: Vec<(Entry<'_>, &[u8])> =
+        log.iter().map(|raw| Ok((Entry::parse(raw)?, &raw[..]))).collect::<Result<_>>()?;
     oplog(&entries)?;
     updates(&entries)?;
     ids(&entries)?;
@@ -74,7 +75,8 @@ async fn fill(repository: &Repository) -> Result<ClusterRepository> {
     workload.stop().await?;
     cancel.cancel();
     capture.await??;
-    let request = RestoreRequest { target: Target::Latest, base: None, selection: Selection::default(), parallel: None };
+    let request =
+        RestoreRequest { target: Target::Latest, base: None, selection: Selection::default(), parallel: None };
     let proposal = propose(&*engine, repository, &cluster, request).await?;
     restore(&*engine, &proposal, &progress, &never).await?;
     let slice = cluster.slices().await?.pop().context("no slice")?;
@@ -114,7 +116,8 @@ fn records(folder: &Path) -> Result<()> {
     }
     names.sort();
     names.dedup_by_key(|name| name.len());
-    let points = names.iter().filter_map(|name| name.split_once('_')).map(|(start, _)| start.to_owned()).collect::<Vec<_>>();
+    let points =
+        names.iter().filter_map(|name| name.split_once('_')).map(|(start, _)| start.to_owned()).collect::<Vec<_>>();
     names.extend(points.first().cloned());
     names.extend(points.first().and_then(|point| Some(point.split_once('-')?.1.to_owned())));
     names.push("{\"time\":\"2021-02-03T08:08:36Z\",\"position\":\"1612339716.0000000002-7\"}".to_owned());
@@ -175,7 +178,9 @@ async fn objects(cluster: &ClusterRepository, manifest: &SnapshotManifest, folde
             writer.write(encode_frame(&frame[..cut], 3, index as u32)?).await?;
         }
         writer.finish(summary).await?;
-        keep("objects", name, &std::fs::read(folder.join(key))?)?;
+        let stored = std::fs::read(folder.join(key))?;
+        keep("objects", name, &stored)?;
+        keep("sealed", name, &stored)?;
         std::fs::remove_file(folder.join(key))?;
     }
     Ok(())
@@ -210,7 +215,13 @@ fn shape(entry: &Entry<'_>) -> String {
     if entry.operation.op == Op::Command {
         let fields = fields(entry.operation.o);
         shape = fields.first().cloned().unwrap_or_default();
-        shape.extend(fields.iter().skip(1).filter(|name| ["partialTxn", "prepare"].contains(&name.as_str())).map(|n| format!("-{n}")));
+        shape.extend(
+            fields
+                .iter()
+                .skip(1)
+                .filter(|name| ["partialTxn", "prepare"].contains(&name.as_str()))
+                .map(|n| format!("-{n}")),
+        );
     }
     if entry.txn.is_some() {
         shape += "-session";
@@ -255,7 +266,11 @@ fn updates(entries: &[(Entry<'_>, &[u8])]) -> Result<()> {
                 if chain.len() <= SMALL {
                     let update = RawDocument::from_bytes(operation.o)?;
                     let sections = match update.get_document("diff") {
-                        Ok(diff) => fields(diff.as_bytes()).iter().map(|name| name.chars().take(1).collect()).collect::<Vec<String>>().concat(),
+                        Ok(diff) => fields(diff.as_bytes())
+                            .iter()
+                            .map(|name| name.chars().take(1).collect())
+                            .collect::<Vec<String>>()
+                            .concat(),
                         Err(_) => "replaced".to_owned(),
                     };
                     let kept = found.entry(sections).or_default();
@@ -288,7 +303,7 @@ fn ids(entries: &[(Entry<'_>, &[u8])]) -> Result<()> {
         let ids = kinds.entry(kind).or_default();
         if value.len() < 300 && ids.len() < 4 {
             let mut id = RawDocumentBuf::new();
-            id.append(bson::cstr!("_id"), raw.get("_id")?.context("an _id")?.to_raw_bson());
+            id.append(bson::cstr!("_id"), raw.get("_id")?.context("an _id")?);
             ids.push(id.into_bytes());
         }
     }

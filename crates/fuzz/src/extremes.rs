@@ -179,8 +179,8 @@ fn updates() -> Vec<(&'static str, Vec<u8>)> {
         let mut raw = Raw::default();
         raw.open().array("a");
         (0..500).for_each(|index| {
-        raw.array(&index.to_string()).close();
-    });
+            raw.array(&index.to_string()).close();
+        });
         raw.finish()
     };
     let same = |count: usize| fields((0..count).map(|_| "a".to_owned()));
@@ -191,8 +191,8 @@ fn updates() -> Vec<(&'static str, Vec<u8>)> {
     let update_many_a = delta(|diff| {
         diff.document("u");
         (0..4000).for_each(|_| {
-        diff.int("a", 1);
-    });
+            diff.int("a", 1);
+        });
     });
     let ones = (0..MANY).map(|_| bson::Bson::Int32(1)).collect::<Vec<_>>();
     vec![

@@ -22,10 +22,11 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "names", run: targets::stored::names },
     Target { name: "records", run: targets::stored::records },
     Target { name: "objects", run: targets::stored::objects },
+    Target { name: "sealed", run: targets::stored::sealed },
     Target { name: "timeline", run: targets::timeline::timeline },
     Target { name: "entries", run: targets::oplog::entries },
     Target { name: "updates", run: targets::oplog::updates },

@@ -126,6 +126,11 @@ fn objects() {
 }
 
 #[test]
+fn sealed() {
+    try_target("sealed");
+}
+
+#[test]
 fn timelines() {
     try_target("timeline");
 }

@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use crate::error::Result;
 use crate::frames::{encode_footer_json, header};
 use crate::reader::ObjectReader;
-use crate::store::Store;
+use crate::repository::Repository;
+use crate::seal::{Identity, seal_whole};
 
 /// Reads a record, as from its key.
 pub fn decode_record<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T> {
@@ -35,16 +36,41 @@ pub fn seal_object(kind: ObjectKind, format: u32, frames: &[u8], footer: &[u8]) 
     [header(kind, format).as_slice(), frames, &footer].concat()
 }
 
-/// Reads a whole object, as from its key.
-pub async fn read_object(key: &str, bytes: Bytes) -> Result<(Footer, Vec<Bytes>)> {
-    let store = Store::new(Arc::new(InMemory::new()));
-    let size = bytes.len() as u64;
-    store.put(key, bytes.into()).await?;
-    let reader = ObjectReader::open(store, key, None, Some(size)).await?;
-    let mut frames = Vec::new();
-    for index in 0..reader.footer().frames.len() {
-        frames.push(reader.frame(index).await?.into());
+/// A repository in memory, to read objects from.
+pub struct Reader {
+    repository: Repository,
+}
+
+impl Reader {
+    /// One whose objects are as they are.
+    pub async fn plain() -> Result<Self> {
+        let repository = Repository::over(Arc::new(InMemory::new()), "memory://").await?;
+        Ok(Self { repository })
     }
-    reader.verify().await?;
-    Ok((reader.footer().clone(), frames))
+
+    /// A sealed one, with the keys at hand.
+    pub async fn sealed() -> Result<Self> {
+        let identity = Identity::generate();
+        let store = Arc::new(InMemory::new());
+        let repository = Repository::over_sealed(store, "memory://", &identity.recipients()).await?;
+        Ok(Self { repository: repository.with_identity(identity) })
+    }
+
+    /// What a sealed object is stored as.
+    pub async fn seal(&self, key: &str, plain: &[u8]) -> Result<Vec<u8>> {
+        Ok(seal_whole(key, &self.repository.recipients().await?, plain)?.to_vec())
+    }
+
+    /// Reads and verifies a whole object, stored as `bytes`.
+    pub async fn read(&self, key: &str, bytes: Bytes) -> Result<(Footer, Vec<Bytes>)> {
+        let size = bytes.len() as u64;
+        self.repository.store().put(&self.repository.stored_key(key), bytes.into()).await?;
+        let reader = ObjectReader::open(&self.repository, key, None, Some(size)).await?;
+        let mut frames = Vec::new();
+        for index in 0..reader.footer().frames.len() {
+            frames.push(reader.frame(index).await?.into());
+        }
+        reader.verify().await?;
+        Ok((reader.footer().clone(), frames))
+    }
 }

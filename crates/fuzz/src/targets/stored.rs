@@ -8,9 +8,10 @@ use hindsight_format::{
     ClusterConfig, ClusterDescriptor, EpochRecord, Footer, GapRecord, Keys, LeaseRecord, ObjectKind, Point, Position,
     RepositoryDescriptor, RestoreRecord, SliceName, SnapshotManifest, check_name,
 };
-use hindsight_repository::fuzzing::{decode_record, encode_record, read_object, seal_object, seal_record};
+use hindsight_repository::fuzzing::{Reader, decode_record, encode_record, seal_object, seal_record};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Runtime;
 
 /// The key under which objects of the corpus were written, or are said to be.
 pub(crate) const KEY: &str = "clusters/c/o";
@@ -118,11 +119,50 @@ fn split(input: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     json.into_iter().chain(brace).chain([(&[][..], input)])
 }
 
-fn object(bytes: &[u8]) -> Option<(Footer, Vec<Bytes>)> {
-    thread_local! {
-        static RUNTIME: tokio::runtime::Runtime =
-            tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+/// Objects sealed with age: as stored ones, and as what is sealed.
+pub(crate) fn sealed(input: &[u8]) {
+    MEMORY.with(|memory| {
+        let read = |bytes: &[u8]| memory.block_on(memory.sealed.read(KEY, Bytes::copy_from_slice(bytes))).ok();
+        read(input);
+        let mut stored = memory.block_on(memory.sealed.seal(KEY, input)).expect("anything can be sealed");
+        let opened = read(&stored);
+        assert_eq!(opened.as_ref().map(|(footer, _)| footer), object(input).as_ref().map(|(footer, _)| footer));
+        if opened.is_none() {
+            return;
+        }
+        for at in some_of(stored.len() * 8) {
+            stored[at / 8] ^= 1 << (at % 8);
+            assert!(read(&stored).is_none(), "bit {at} does not count");
+            stored[at / 8] ^= 1 << (at % 8);
+        }
+        stored.pop();
+        assert!(read(&stored).is_none(), "it was cut off");
+    });
+}
+
+/// Repositories in memory, made once.
+struct Memory {
+    runtime: Runtime,
+    plain: Reader,
+    sealed: Reader,
+}
+
+thread_local! {
+    static MEMORY: Memory = {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let plain = runtime.block_on(Reader::plain()).expect("a repository");
+        let sealed = runtime.block_on(Reader::sealed()).expect("a repository");
+        Memory { runtime, plain, sealed }
+    };
+}
+
+impl Memory {
+    fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
     }
+}
+
+fn object(bytes: &[u8]) -> Option<(Footer, Vec<Bytes>)> {
     let bytes = Bytes::copy_from_slice(bytes);
-    RUNTIME.with(|runtime| runtime.block_on(read_object(KEY, bytes)).ok())
+    MEMORY.with(|memory| memory.block_on(memory.plain.read(KEY, bytes)).ok())
 }

@@ -113,7 +113,7 @@ pub(super) async fn copy(
         .flat_map(|c| &c.segments)
         .filter(|s| segments.contains_key(&s.id))
         .map(|s| s.bytes)
-        .sum();
+        .fold(0, u64::saturating_add);
     let mut copied = Copied::default();
     let passes = folded.effects.count();
     for number in 0..passes {

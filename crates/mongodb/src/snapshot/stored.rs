@@ -56,8 +56,8 @@ impl StoredCollection {
     pub(crate) fn info(&self) -> CollectionInfo {
         CollectionInfo {
             name: format!("{}.{}", self.db, self.name),
-            documents: self.segments.iter().map(|s| s.documents).sum(),
-            bytes: self.segments.iter().map(|s| s.bytes).sum(),
+            documents: self.segments.iter().map(|s| s.documents).fold(0, u64::saturating_add),
+            bytes: self.segments.iter().map(|s| s.bytes).fold(0, u64::saturating_add),
             indexes: self.indexes.len() as u64,
         }
     }
@@ -157,7 +157,10 @@ impl StoredCatalog {
     }
 
     /// The documents of its object.
-    pub(crate) fn documents(read_from: Optime, collections: impl Iterator<Item = StoredCollection>) -> impl Iterator<Item = Document> {
+    pub(crate) fn documents(
+        read_from: Optime,
+        collections: impl Iterator<Item = StoredCollection>,
+    ) -> impl Iterator<Item = Document> {
         let header = doc! {"readFrom": {"ts": read_from.timestamp(), "t": read_from.term}};
         std::iter::once(header).chain(collections.map(|stored| stored.to_document()))
     }
