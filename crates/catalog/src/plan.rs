@@ -242,7 +242,11 @@ fn assemble(
         base: base.clone(),
         epoch: base.epoch,
         cut: onward.map_or(Cut::AtSnapshotEnd, |(_, aim)| aim.cut()),
-        log_bytes: streams.iter().flat_map(|plan| &plan.log).map(|slice| slice.stored_bytes).sum(),
+        log_bytes: streams
+            .iter()
+            .flat_map(|plan| &plan.log)
+            .map(|slice| slice.stored_bytes)
+            .fold(0, u64::saturating_add),
         data_bytes: base.totals.stored_bytes,
         range: range_around(history, ground, base),
         streams,

@@ -56,7 +56,7 @@ pub fn stretch(history: &History, from: &Target, to: &Target) -> Result<Stretch,
             break;
         }
     }
-    let stored_bytes = slices.iter().map(|slice| slice.stored_bytes).sum();
+    let stored_bytes = slices.iter().map(|slice| slice.stored_bytes).fold(0, u64::saturating_add);
     let (stream, epoch) = (chain.stream.clone(), chain.epoch);
     Ok(Stretch { stream, epoch, from: from.clone(), to: to.clone(), slices, stored_bytes })
 }

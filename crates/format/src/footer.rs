@@ -99,15 +99,18 @@ impl LogSummary {
     /// Adds what the following piece holds: `self.end` must be `next.start`.
     pub fn absorb(&mut self, next: &Self) {
         self.end = next.end.clone();
-        self.records += next.records;
+        // Sums of what was read: they may be anything.
+        self.records = self.records.saturating_add(next.records);
         for (namespace, ops) in &next.counts {
             let mine = self.counts.entry(namespace.clone()).or_default();
             for (op, n) in ops {
-                *mine.entry(op.clone()).or_default() += n;
+                let sum = mine.entry(op.clone()).or_default();
+                *sum = sum.saturating_add(*n);
             }
         }
         for (minute, n) in &next.histogram {
-            *self.histogram.entry(*minute).or_default() += n;
+            let sum = self.histogram.entry(*minute).or_default();
+            *sum = sum.saturating_add(*n);
         }
     }
 }

@@ -10,6 +10,8 @@ mod check;
 mod cluster;
 mod failure;
 mod fold;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grants;
 mod namespace;
 pub mod oplog;

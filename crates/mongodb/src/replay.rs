@@ -17,7 +17,7 @@ use crate::cluster::{Cluster, progress, wait_committed};
 use crate::failure::{code, code_of, driver, unsupported};
 use crate::fold::{Collection, Cut, rebuildable};
 use crate::namespace::{self, FUNCTIONS, VIEWS};
-use crate::oplog::entry::{Entry, Op, Operation, next_document};
+use crate::oplog::entry::{Entry, Op, Operation, decode, next_document};
 use crate::oplog::transactions::{Sink, Transactions};
 use crate::optime::Optime;
 use crate::restore::{forward, schema};
@@ -116,9 +116,7 @@ impl Sink for Steps {
             return Ok(());
         }
         let unreadable = |e: &dyn std::fmt::Display| EngineError::damaged(format!("at {at} of the log: {e}"));
-        let decode = |raw: &[u8]| {
-            Document::try_from(RawDocument::from_bytes(raw).map_err(|e| unreadable(&e))?).map_err(|e| unreadable(&e))
-        };
+        let decode = |raw: &[u8]| decode(raw).map_err(|e| unreadable(&e));
         let step = match operation.op {
             Op::Noop => return Ok(()),
             Op::Command => {

@@ -71,7 +71,7 @@ impl ClusterRepository {
 
     /// The settings in force with their number; `(0, default)` when none were ever stored.
     pub async fn config(&self) -> Result<(u64, ClusterConfig)> {
-        match self.numbers(&self.keys.configs()).await?.last() {
+        match self.numbers(&self.keys.configs(), |number| self.keys.config(number)).await?.last() {
             None => Ok((0, ClusterConfig::default())),
             Some(&number) => {
                 let key = self.keys.config(number);
@@ -314,10 +314,14 @@ impl ClusterRepository {
         ObjectReader::open(&self.repository, key, expect, None).await
     }
 
-    /// The numbers of the numbered records in a folder, ascending.
-    pub(crate) async fn numbers(&self, folder: &str) -> Result<Vec<u64>> {
+    /// The numbers of the numbered records in a folder, ascending; `key` spells their keys. Left alone is what is spelled
+    /// otherwise, or so large that no writer got there.
+    pub(crate) async fn numbers(&self, folder: &str, key: impl Fn(u64) -> String) -> Result<Vec<u64>> {
         let entries = self.repository.store().list(folder).await?;
-        let number = |key: &str| key.strip_prefix(folder)?.strip_suffix(".json")?.parse().ok();
+        let number = |found: &str| {
+            let number = found.strip_prefix(folder)?.strip_suffix(".json")?.parse().ok()?;
+            (number < u64::MAX / 2 && key(number) == found).then_some(number)
+        };
         let mut numbers: Vec<u64> = entries.iter().filter_map(|entry| number(&entry.key)).collect();
         numbers.sort_unstable();
         Ok(numbers)

@@ -166,14 +166,19 @@ pub(crate) fn encode_footer(footer: &Footer) -> Result<(Vec<u8>, String)> {
         return Err(Error::Refused(format!("{} has too many frames ({})", footer.key, footer.frames.len())));
     }
     let hash = blake3::hash(&json).to_hex().to_string();
+    Ok((encode_footer_json(&json)?, hash))
+}
+
+/// The end of an object whose footer is `json`.
+pub(crate) fn encode_footer_json(json: &[u8]) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(json.len() + SKIPPABLE_LEN + TRAILER_LEN);
     bytes.extend(FOOTER_SKIPPABLE.to_le_bytes());
     bytes.extend(small(json.len() + TRAILER_LEN)?.to_le_bytes());
-    bytes.extend(&json);
+    bytes.extend(json);
     bytes.extend(small(json.len())?.to_le_bytes());
-    bytes.extend(crc32fast::hash(&json).to_le_bytes());
+    bytes.extend(crc32fast::hash(json).to_le_bytes());
     bytes.extend(FOOTER_MAGIC);
-    Ok((bytes, hash))
+    Ok(bytes)
 }
 
 /// What the end of an object tells.

@@ -116,7 +116,7 @@ impl ClusterRepository {
 
     /// The epochs that restores began, by number. Epoch 1 has no record.
     pub async fn epochs(&self) -> Result<Vec<EpochRecord>> {
-        let numbers = self.numbers(&self.keys().epochs()).await?;
+        let numbers = self.numbers(&self.keys().epochs(), |number| self.keys().epoch(number)).await?;
         let keys = numbers.into_iter().map(|number| self.keys().epoch(number)).collect();
         let found = self.repository().read_all::<EpochRecord>(keys).await?;
         found
@@ -133,7 +133,7 @@ impl ClusterRepository {
 
     /// The number of the current epoch: that of the newest record, or 1.
     pub async fn current_epoch(&self) -> Result<u64> {
-        Ok(self.numbers(&self.keys().epochs()).await?.last().copied().unwrap_or(1))
+        Ok(self.numbers(&self.keys().epochs(), |number| self.keys().epoch(number)).await?.last().copied().unwrap_or(1))
     }
 
     /// Begins the next epoch. When the newest one has the same cause it is that one: whoever does

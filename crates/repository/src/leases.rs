@@ -94,7 +94,9 @@ impl ClusterRepository {
         check_name(name, "lease name")?;
         let folder = self.keys().leases(name);
         for _ in 0..ATTEMPTS {
-            let Some(&number) = self.numbers(&folder).await?.last() else { return Ok(None) };
+            let Some(&number) = self.numbers(&folder, |number| self.keys().lease(name, number)).await?.last() else {
+                return Ok(None);
+            };
             let key = self.keys().lease(name, number);
             // Gone again: the chain moved on by more than it keeps.
             let Some(record) = self.repository().read::<LeaseRecord>(&key).await? else { continue };
@@ -187,7 +189,7 @@ impl ClusterRepository {
         if !self.repository().create_record(&key, record).await? {
             return Ok(false);
         }
-        let numbers = self.numbers(&self.keys().leases(name)).await?;
+        let numbers = self.numbers(&self.keys().leases(name), |number| self.keys().lease(name, number)).await?;
         if numbers.last() == Some(&record.number) {
             return Ok(true);
         }
@@ -423,9 +425,11 @@ impl Shared {
 
     /// Removes all states but the two newest.
     async fn clear_old(&self) -> Result<()> {
-        let mut numbers = self.cluster.numbers(&self.cluster.keys().leases(&self.name)).await?;
+        let (folder, key) =
+            (self.cluster.keys().leases(&self.name), |number| self.cluster.keys().lease(&self.name, number));
+        let mut numbers = self.cluster.numbers(&folder, key).await?;
         numbers.truncate(numbers.len().saturating_sub(2));
-        let keys = numbers.into_iter().map(|number| self.cluster.keys().lease(&self.name, number)).collect();
+        let keys = numbers.into_iter().map(key).collect();
         self.cluster.repository().store().delete_all(keys).await
     }
 }

@@ -7,6 +7,8 @@ mod cluster;
 mod error;
 mod folder;
 mod frames;
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
 mod housekeeping;
 mod leases;

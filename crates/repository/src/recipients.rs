@@ -40,7 +40,10 @@ impl Repository {
     async fn numbered_recipients(&self) -> Result<(u64, Vec<Recipient>)> {
         let Some(sealing) = self.sealing() else { return Ok((0, Vec::new())) };
         let entries = self.store().list(Keys::RECIPIENTS).await?;
-        let number = |key: &str| key.strip_prefix(Keys::RECIPIENTS)?.strip_suffix(".json")?.parse::<u64>().ok();
+        let number = |key: &str| {
+            let number = key.strip_prefix(Keys::RECIPIENTS)?.strip_suffix(".json")?.parse().ok()?;
+            (number < u64::MAX / 2 && Keys::recipients(number) == key).then_some(number)
+        };
         let newest = entries.iter().filter_map(|entry| number(&entry.key)).max().unwrap_or(1);
         let known = sealing.newest().clone();
         if newest <= known.0 {

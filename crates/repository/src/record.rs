@@ -22,13 +22,17 @@ pub(crate) fn encode<T: Serialize>(key: &str, record: &T) -> Result<Bytes> {
     let fail = |why: String| Error::Refused(format!("{key} cannot be written: {why}"));
     let json = serde_json::to_vec_pretty(record).map_err(|error| fail(error.to_string()))?;
     let body = json.strip_prefix(b"{\n").ok_or_else(|| fail("it has no fields".to_owned()))?;
-    let mut bytes = Vec::with_capacity(OPENING.len() + HASH_LEN + CLOSING.len() + body.len() + 1);
+    Ok(seal(&[body, b"\n"].concat()).into())
+}
+
+/// The bytes of a record whose first line is followed by `body`.
+pub(crate) fn seal(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(OPENING.len() + HASH_LEN + CLOSING.len() + body.len());
     bytes.extend(OPENING);
-    bytes.extend(blake3::hash(&[body, b"\n"].concat()).to_hex().as_bytes());
+    bytes.extend(blake3::hash(body).to_hex().as_bytes());
     bytes.extend(CLOSING);
     bytes.extend(body);
-    bytes.push(b'\n');
-    Ok(bytes.into())
+    bytes
 }
 
 /// Reads a record, if its checksum is right and its format known.

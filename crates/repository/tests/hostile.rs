@@ -228,3 +228,24 @@ async fn hostile_sealed_objects_are_damaged_objects() {
         assert!(named && !error.to_string().contains('\n'), "{number}: {error}");
     }
 }
+
+#[tokio::test]
+async fn numbers_that_no_writer_got_to_are_left_alone() {
+    let (folder, cluster) = cluster().await;
+    let set = |value: &'static str| cluster.update_config(move |config| config.with("pitr.oplogSpanMin", value));
+    set("2").await.unwrap();
+    let lease = |name: &str| file(&folder, &format!("clusters/rs0/leases/capture/{name}.json"));
+    std::fs::create_dir_all(lease("x").parent().unwrap()).unwrap();
+    std::fs::create_dir_all(file(&folder, "clusters/rs0/epochs")).unwrap();
+    for name in ["18446744073709551615", "9", "+000007", "0000000008x"] {
+        for kind in ["config", "epochs", "leases/capture"] {
+            std::fs::write(file(&folder, &format!("clusters/rs0/{kind}/{name}.json")), b"{}").unwrap();
+        }
+    }
+    assert_eq!(cluster.config().await.unwrap().0, 1);
+    set("3").await.unwrap();
+    assert_eq!(cluster.config().await.unwrap().0, 2);
+    assert_eq!(cluster.current_epoch().await.unwrap(), 1);
+    assert!(cluster.epochs().await.unwrap().is_empty());
+    assert!(cluster.lease_state("capture").await.unwrap().is_none());
+}

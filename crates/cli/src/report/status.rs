@@ -178,8 +178,9 @@ impl Running {
 impl Backups {
     pub(crate) fn of(overview: &Overview, repository: &str, now: Timestamp, program: &str) -> Self {
         let history = &overview.history;
-        let log_bytes = history.slices.iter().map(|slice| slice.stored_bytes).sum();
-        let snapshots: u64 = history.snapshots.iter().map(|snapshot| snapshot.totals.stored_bytes).sum();
+        let log_bytes = history.slices.iter().map(|slice| slice.stored_bytes).fold(0, u64::saturating_add);
+        let snapshots =
+            history.snapshots.iter().map(|snapshot| snapshot.totals.stored_bytes).fold(0, u64::saturating_add);
         let last_restore = overview.restores.last().map(|record| LastRestore {
             name: record.id.clone(),
             status: standing(record, overview.operation.as_ref()),

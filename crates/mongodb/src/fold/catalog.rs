@@ -6,12 +6,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bson::{Bson, Document, RawDocument, doc};
+use bson::{Bson, Document, doc};
 use hindsight_engine::EngineError;
 
 use crate::namespace;
-use crate::oplog::diff::raw::Elements;
-use crate::oplog::entry::{Operation, Uuid, malformed};
+use crate::oplog::entry::{Operation, Uuid, decode};
 
 /// A collection at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -292,13 +291,6 @@ impl Collection {
             }
         }
     }
-}
-
-fn decode(o: &[u8]) -> Result<Document, EngineError> {
-    // Bounds first: a command that cannot be walked is not decoded either.
-    Elements::new(o).map_err(malformed)?;
-    let raw = RawDocument::from_bytes(o).map_err(|e| EngineError::damaged(format!("unreadable command: {e}")))?;
-    Document::try_from(raw).map_err(|e| EngineError::damaged(format!("unreadable command: {e}")))
 }
 
 fn first_text<'a>(o: &'a Document, field: &str) -> Result<&'a str, EngineError> {

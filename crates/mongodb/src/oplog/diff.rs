@@ -107,7 +107,11 @@ pub fn classify(o: &RawDocument) -> Result<Update<'_>, UpdateError> {
             set: set.as_ref().map(document).transpose()?,
             unset: unset.as_ref().map(document).transpose()?,
         }),
-        _ => Err(UpdateError::UnknownForm(format!("{o:?}"))),
+        _ => {
+            let names = [version.map(|v| v.name), diff.map(|d| d.name), other.map(|o| o.name)];
+            let names = names.into_iter().flatten().map(|name| String::from_utf8_lossy(name).into_owned());
+            Err(UpdateError::UnknownForm(names.collect::<Vec<_>>().join(", ")))
+        }
     }
 }
 

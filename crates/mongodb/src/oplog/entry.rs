@@ -1,9 +1,10 @@
 //! One entry of the oplog, read without decoding what it carries.
 
+use bson::{Document, RawDocument};
 use hindsight_engine::EngineError;
 
 use super::diff::Malformed;
-use super::diff::raw::{Element, Elements, kind, read_len};
+use super::diff::raw::{Element, Elements, check_depth, kind, read_len};
 use crate::optime::Optime;
 
 /// A collection's identity, which it keeps through renames.
@@ -217,6 +218,14 @@ impl<'a> Entry<'a> {
             stands_alone,
         })
     }
+}
+
+/// Decodes a document, for what has to be looked at closely. One that is nested deeper than a server allows is refused:
+/// decoding goes down into it by recursion.
+pub(crate) fn decode(doc: &[u8]) -> Result<Document, EngineError> {
+    check_depth(doc).map_err(malformed)?;
+    let unreadable = |e: bson::error::Error| EngineError::damaged(format!("a document cannot be read: {e}"));
+    Document::try_from(RawDocument::from_bytes(doc).map_err(unreadable)?).map_err(unreadable)
 }
 
 /// Cuts the next document off a run of documents; none at its end.

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use hindsight_engine::EngineError;
 use tempfile::SpooledTempFile;
 
-use super::diff::raw::{Elements, kind};
+use super::diff::Malformed;
+use super::diff::raw::{Elements, MAX_DEPTH, kind};
 use super::entry::{Entry, Op, Operation, malformed, truthy};
 use crate::optime::Optime;
 
@@ -66,11 +67,18 @@ impl<'a> ApplyOps<'a> {
 
 /// Hands on every operation of an `applyOps`, also of those inside it.
 fn expand(o: &[u8], at: Optime, sink: &mut impl Sink) -> Result<(), EngineError> {
+    expand_inner(o, at, 0, sink)
+}
+
+fn expand_inner(o: &[u8], at: Optime, level: usize, sink: &mut impl Sink) -> Result<(), EngineError> {
+    if level > MAX_DEPTH {
+        return Err(malformed(Malformed("nested too deep")));
+    }
     let mut operations = Elements::new(ApplyOps::parse(o)?.operations).map_err(malformed)?;
     while let Some(element) = operations.next().map_err(malformed)? {
         let operation = Operation::parse_inner(element.value)?;
         if operation.op == Op::Command && operation.command()?.name == b"applyOps" {
-            expand(operation.o, at, sink)?;
+            expand_inner(operation.o, at, level + 1, sink)?;
         } else if operation.op != Op::Noop {
             sink.operation(&operation, at)?;
         }

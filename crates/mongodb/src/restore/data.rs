@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use bson::{Document, RawDocument};
+use bson::Document;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use hindsight_catalog::RestorePlan;
@@ -16,7 +16,7 @@ use super::insert::insert;
 use super::schema::Wanted;
 use crate::cluster::Cluster;
 use crate::fold::{Folded, Pass};
-use crate::oplog::entry::{Uuid, next_document};
+use crate::oplog::entry::{Uuid, decode, next_document};
 use crate::snapshot::stored::StoredCatalog;
 
 /// Bytes of documents that the log alone created, in one insert.
@@ -114,12 +114,10 @@ pub(super) async fn definitions(
     let mut found = Definitions::new();
     for (uuid, run) in &runs {
         let Some(place) = wanted.definitions(uuid) else { continue };
-        let bad = || EngineError::damaged(format!("a document of {}.{} cannot be read", place.0, place.1));
         let mut run = run.as_slice();
         while let Some(document) = next_document(&mut run)? {
-            let document = RawDocument::from_bytes(document).map_err(|_| bad())?;
-            let document = Document::try_from(document).map_err(|_| bad())?;
-            found.entry(place.clone()).or_default().push(document);
+            let bad = |e| EngineError::damaged(format!("a document of {}.{} cannot be read: {e}", place.0, place.1));
+            found.entry(place.clone()).or_default().push(decode(document).map_err(bad)?);
         }
     }
     Ok(found)
@@ -146,7 +144,7 @@ pub(super) async fn copy(
         .flat_map(|c| &c.segments)
         .filter(|s| segments.contains_key(&s.id))
         .map(|s| s.bytes)
-        .sum();
+        .fold(0, u64::saturating_add);
     let mut copied = Copied::default();
     let passes = folded.effects.count();
     for number in 0..passes {

@@ -315,28 +315,53 @@ pub(super) async fn create_views(client: &Client, selection: &Selection, definit
 
 /// Views in such an order that none comes after one that it looks at.
 fn dependents_first<'a>(db: &str, views: &'a [Document]) -> Vec<&'a Document> {
-    let mut left: Vec<&Document> = views.iter().collect();
-    let mut order = Vec::new();
-    while !left.is_empty() {
-        let is_looked_at = |view: &Document| {
-            let id = view.get_str("_id").unwrap_or_default();
-            let name = id.strip_prefix(db).and_then(|rest| rest.strip_prefix('.')).unwrap_or(id);
-            left.iter().flat_map(|other| other.values()).any(|value| mentions(value, name))
-        };
-        // There are no cycles; should there be one after all, any order is as good.
-        let next = left.iter().position(|view| !is_looked_at(view)).unwrap_or(0);
-        order.push(left.swap_remove(next));
+    let name = |view: &'a Document| {
+        let id = view.get_str("_id").unwrap_or_default();
+        id.strip_prefix(db).and_then(|rest| rest.strip_prefix('.')).unwrap_or(id)
+    };
+    let places: HashMap<&str, usize> = views.iter().enumerate().map(|(place, view)| (name(view), place)).collect();
+    // What each looks at, and by how many of those that are left it is looked at.
+    let mut looks_at: Vec<HashSet<usize>> = Vec::with_capacity(views.len());
+    let mut lookers = vec![0_usize; views.len()];
+    for (place, view) in views.iter().enumerate() {
+        let mut seen: HashSet<usize> = HashSet::new();
+        for value in view.values() {
+            mentioned(value, &mut |text| {
+                seen.extend(places.get(text).copied().filter(|other| *other != place));
+            });
+        }
+        for other in &seen {
+            if let Some(count) = lookers.get_mut(*other) {
+                *count += 1;
+            }
+        }
+        looks_at.push(seen);
     }
+    let mut free: Vec<usize> = (0..views.len()).filter(|place| lookers.get(*place) == Some(&0)).collect();
+    let mut order = Vec::with_capacity(views.len());
+    let mut taken = vec![false; views.len()];
+    while let Some(place) = free.pop() {
+        order.extend(views.get(place));
+        taken.iter_mut().skip(place).take(1).for_each(|taken| *taken = true);
+        for other in looks_at.get(place).into_iter().flatten() {
+            if let Some(count) = lookers.get_mut(*other) {
+                *count -= 1;
+                free.extend((*count == 0).then_some(*other));
+            }
+        }
+    }
+    // There are no cycles; should there be one after all, any order is as good.
+    order.extend(views.iter().zip(taken).filter(|(_, taken)| !taken).map(|(view, _)| view));
     order
 }
 
-/// Whether a definition names `name` anywhere: as `viewOn`, or in a stage of its pipeline.
-fn mentions(value: &Bson, name: &str) -> bool {
+/// All texts in a definition, among them what it looks at: as `viewOn`, or in a stage of its pipeline.
+fn mentioned<'a>(value: &'a Bson, each: &mut impl FnMut(&'a str)) {
     match value {
-        Bson::String(text) => text == name,
-        Bson::Array(values) => values.iter().any(|value| mentions(value, name)),
-        Bson::Document(fields) => fields.values().any(|value| mentions(value, name)),
-        _ => false,
+        Bson::String(text) => each(text),
+        Bson::Array(values) => values.iter().for_each(|value| mentioned(value, each)),
+        Bson::Document(fields) => fields.values().for_each(|value| mentioned(value, each)),
+        _ => {}
     }
 }
 
@@ -355,5 +380,24 @@ pub(super) async fn check_new_name(client: &Client, selection: &Selection) -> Re
                 .hint("choose another --ns-to, or drop it first"))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn views_come_before_what_they_look_at_however_many() {
+        let on = |n: i32, on: String| doc! {"_id": format!("db.v{n}"), "viewOn": on, "pipeline": []};
+        let mut views: Vec<Document> = (0..5_000).map(|n| on(n, format!("v{}", n + 1))).rev().collect();
+        views.push(doc! {"_id": "db.join", "viewOn": "c", "pipeline": [{"$lookup": {"from": "v0", "as": "x"}}]});
+        // A cycle, which no server makes.
+        views.extend([on(-1, "v-2".to_owned()), on(-2, "v-1".to_owned())]);
+        let order: Vec<&str> = dependents_first("db", &views).iter().map(|view| view.get_str("_id").unwrap()).collect();
+        assert_eq!(order.len(), views.len());
+        let expected = std::iter::once("db.join".to_owned()).chain((0..5_000).map(|n| format!("db.v{n}")));
+        assert!(order.iter().copied().take(5_001).eq(expected), "{:?}", order.get(..5));
     }
 }

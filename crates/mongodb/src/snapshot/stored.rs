@@ -1,13 +1,13 @@
 //! The catalog object of a snapshot: one BSON document for the snapshot, then one a collection.
 
-use bson::{Bson, Document, RawDocument, doc};
+use bson::{Document, doc};
 use hindsight_engine::{CollectionInfo, EngineError, Job, Result, SnapshotRequest};
 use hindsight_format::{ObjectKind, ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, FRAME_TARGET, encode_frame};
 
 use super::catalog::{Found, uuid_bson, uuid_of};
 use crate::fold::{Base, Catalog, Collection};
-use crate::oplog::entry::{Uuid, next_document};
+use crate::oplog::entry::{Uuid, decode, next_document};
 use crate::optime::Optime;
 
 /// Name of the object in the snapshot's folder.
@@ -56,8 +56,8 @@ impl StoredCollection {
     pub(crate) fn info(&self) -> CollectionInfo {
         CollectionInfo {
             name: format!("{}.{}", self.db, self.name),
-            documents: self.segments.iter().map(|s| s.documents).sum(),
-            bytes: self.segments.iter().map(|s| s.bytes).sum(),
+            documents: self.segments.iter().map(|s| s.documents).fold(0, u64::saturating_add),
+            bytes: self.segments.iter().map(|s| s.bytes).fold(0, u64::saturating_add),
             indexes: self.indexes.len() as u64,
         }
     }
@@ -93,10 +93,8 @@ pub(super) async fn store(
 ) -> Result<ObjectRef> {
     let key = job.cluster.keys().snapshot_object(&request.id, NAME);
     let mut writer = job.cluster.object_writer(key, ObjectKind::Catalog).await;
-    let header = doc! {"readFrom": {"ts": read_from.timestamp(), "t": read_from.term}};
-    let stored = collections.into_iter().map(|found| found.into_stored().to_document());
     let mut run = Vec::new();
-    for document in std::iter::once(header).chain(stored) {
+    for document in StoredCatalog::documents(read_from, collections.into_iter().map(Found::into_stored)) {
         let start = run.len();
         document
             .to_writer(&mut run)
@@ -128,25 +126,45 @@ pub(crate) async fn load(cluster: &ClusterRepository, manifest: &SnapshotManifes
     let reader = cluster.object_reader(&key, Some(object)).await?;
     let mut documents = Vec::new();
     for index in 0..reader.footer().frames.len() {
-        let frame = reader.frame(index).await?;
-        let mut run = frame.as_slice();
-        while let Some(raw) = next_document(&mut run)? {
-            let raw = RawDocument::from_bytes(raw).map_err(|_| damaged())?;
-            documents.push(Document::try_from(raw).map_err(|_| damaged())?);
-        }
+        decode_run(&reader.frame(index).await?, &mut documents).ok_or_else(damaged)?;
     }
-    let (header, rest) = documents.split_first().ok_or_else(damaged)?;
-    let read_from = header
-        .get("readFrom")
-        .and_then(Bson::as_document)
-        .and_then(|d| Some(Optime::new(d.get_timestamp("ts").ok()?, d.get_i64("t").ok()?)));
-    Ok(StoredCatalog {
-        read_from: read_from.ok_or_else(damaged)?,
-        collections: rest.iter().map(StoredCollection::from_document).collect::<Option<_>>().ok_or_else(damaged)?,
-    })
+    StoredCatalog::from_documents(&documents).ok_or_else(damaged)
+}
+
+/// Decodes a run of documents.
+fn decode_run(mut run: &[u8], documents: &mut Vec<Document>) -> Option<()> {
+    while let Some(raw) = next_document(&mut run).ok()? {
+        documents.push(decode(raw).ok()?);
+    }
+    Some(())
 }
 
 impl StoredCatalog {
+    /// A catalog from the raw bytes of its object.
+    pub(crate) fn parse(run: &[u8]) -> Option<Self> {
+        let mut documents = Vec::new();
+        decode_run(run, &mut documents)?;
+        Self::from_documents(&documents)
+    }
+
+    fn from_documents(documents: &[Document]) -> Option<Self> {
+        let (header, rest) = documents.split_first()?;
+        let at = header.get_document("readFrom").ok()?;
+        Some(Self {
+            read_from: Optime::new(at.get_timestamp("ts").ok()?, at.get_i64("t").ok()?),
+            collections: rest.iter().map(StoredCollection::from_document).collect::<Option<_>>()?,
+        })
+    }
+
+    /// The documents of its object.
+    pub(crate) fn documents(
+        read_from: Optime,
+        collections: impl Iterator<Item = StoredCollection>,
+    ) -> impl Iterator<Item = Document> {
+        let header = doc! {"readFrom": {"ts": read_from.timestamp(), "t": read_from.term}};
+        std::iter::once(header).chain(collections.map(|stored| stored.to_document()))
+    }
+
     /// The base of a fold.
     pub(crate) fn base(&self, consistent_at: Optime, selective: bool) -> Base {
         let mut catalog = Catalog::default();

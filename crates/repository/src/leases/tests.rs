@@ -42,7 +42,7 @@ async fn wait_for(cluster: &ClusterRepository, ttl: Duration) -> (Lease, Duratio
 }
 
 async fn numbers(cluster: &ClusterRepository) -> Vec<u64> {
-    cluster.numbers(&cluster.keys().leases("capture")).await.unwrap()
+    cluster.numbers(&cluster.keys().leases("capture"), |number| cluster.keys().lease("capture", number)).await.unwrap()
 }
 
 /// Writes a state as another process would have, on another machine.

@@ -22,6 +22,7 @@ pub fn compose_simple(older: &[u8], newer: &[u8], out: &mut Vec<u8>) -> bool {
 }
 
 fn merge(older: &[u8], newer: &[u8], out: &mut Vec<u8>) -> Result<bool, UpdateError> {
+    let (older_len, newer_len) = (older.len(), newer.len());
     let (Some(older), Some(newer)) = (only_updates(older)?, only_updates(newer)?) else {
         return Ok(false);
     };
@@ -30,6 +31,8 @@ fn merge(older: &[u8], newer: &[u8], out: &mut Vec<u8>) -> Result<bool, UpdateEr
     if newer.len() * (older.len() + newer.len()) > MAX_COMPARISONS || named_twice(&newer) {
         return Ok(false);
     }
+    // Of a field that is there twice there would be two copies of the new value: never more bytes than both have.
+    let limit = out.len() + older_len + newer_len;
     let entry = open(out);
     push_element(out, kind::INT32, b"$v", &2_i32.to_le_bytes());
     push_name(out, kind::DOCUMENT, b"diff");
@@ -39,6 +42,9 @@ fn merge(older: &[u8], newer: &[u8], out: &mut Vec<u8>) -> Result<bool, UpdateEr
     for old in &older {
         let last = newer.iter().find(|new| new.name == old.name);
         out.extend_from_slice(last.unwrap_or(old).whole);
+        if out.len() > limit {
+            return Ok(false);
+        }
     }
     for new in &newer {
         if !older.iter().any(|old| old.name == new.name) {

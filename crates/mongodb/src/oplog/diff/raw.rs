@@ -109,6 +109,33 @@ impl<'a> Elements<'a> {
     }
 }
 
+/// Refuses a document with anything malformed in it, or nested deeper than [`MAX_DEPTH`]. Takes no stack.
+pub(crate) fn check_depth(doc: &[u8]) -> Result<(), Malformed> {
+    let mut open = vec![Elements::new(doc)?];
+    while let Some(innermost) = open.last_mut() {
+        let Some(element) = innermost.next()? else {
+            open.pop();
+            continue;
+        };
+        let inner = match element.kind {
+            kind::DOCUMENT | kind::ARRAY => element.value,
+            kind::CODE_W_SCOPE => scope(element.value).ok_or(Malformed("code with scope"))?,
+            _ => continue,
+        };
+        if open.len() >= MAX_DEPTH {
+            return Err(Malformed("nested too deep"));
+        }
+        open.push(Elements::new(inner)?);
+    }
+    Ok(())
+}
+
+/// The scope of a value of code with scope.
+fn scope(value: &[u8]) -> Option<&[u8]> {
+    let code = value.get(4..)?;
+    code.get(read_len(code)?.checked_add(4)?..)
+}
+
 /// Length of the NUL-terminated string at the start of `bytes`, without the NUL.
 #[inline]
 pub(crate) fn cstring_len(bytes: &[u8]) -> Option<usize> {

@@ -8,6 +8,8 @@
 //! - in an array a component is an index: `$set` beyond the end pads with null, `$unset` leaves a null;
 //! - a path that leads through any other value, or through an array by a name, is passed over.
 
+use hashbrown::HashMap;
+
 use super::raw::{Element, Elements, IndexName, MAX_DEPTH, close, kind, open, parse_index, push_element, push_name};
 use super::{MAX_DOCUMENT, UpdateError};
 
@@ -19,6 +21,26 @@ const MAX_PADDING: usize = 1_500_000;
 struct Leaf<'d> {
     path: &'d [u8],
     value: Option<Element<'d>>,
+}
+
+/// How deep it goes, and where the output would be longer than any document: a few paths can ask for much padding.
+#[derive(Clone, Copy)]
+struct Bounds {
+    level: usize,
+    limit: usize,
+}
+
+impl Bounds {
+    fn check(self, out: &[u8]) -> Result<(), UpdateError> {
+        if self.level >= MAX_DEPTH {
+            return Err(UpdateError::TooDeep);
+        }
+        if out.len() > self.limit { Err(UpdateError::TooLarge) } else { Ok(()) }
+    }
+
+    fn deeper(self) -> Self {
+        Self { level: self.level + 1, ..self }
+    }
 }
 
 /// The leaves that share the next component of their paths: one leaf that ends there, or several that go on.
@@ -56,7 +78,7 @@ pub(super) fn apply(
             return Err(invalid("conflicting paths", b.path));
         }
     }
-    document(base, &leaves, 0, 0, out)
+    document(base, &leaves, 0, Bounds { level: 0, limit: out.len() + MAX_DOCUMENT }, out)
 }
 
 /// Orders whole components: the dot that ends one counts as less than any byte that would go on with it.
@@ -108,17 +130,15 @@ impl<'d> Child<'_, 'd> {
     }
 
     /// Appends what this makes, under `name`, where there is nothing.
-    fn create(&self, name: &[u8], level: usize, out: &mut Vec<u8>) -> Result<(), UpdateError> {
-        if level >= MAX_DEPTH {
-            return Err(UpdateError::TooDeep);
-        }
+    fn create(&self, name: &[u8], bounds: Bounds, out: &mut Vec<u8>) -> Result<(), UpdateError> {
+        bounds.check(out)?;
         if let Some(value) = self.value() {
             push_element(out, value.kind, name, value.value);
         } else if self.creates() {
             push_name(out, kind::DOCUMENT, name);
             let at = open(out);
             for child in children(self.leaves, self.next()) {
-                child.create(child.name, level + 1, out)?;
+                child.create(child.name, bounds.deeper(), out)?;
             }
             close(out, at)?;
         }
@@ -126,11 +146,11 @@ impl<'d> Child<'_, 'd> {
     }
 
     /// Appends what becomes of `old`, through which the paths go on, under `name`.
-    fn descend(&self, old: &Element<'_>, name: &[u8], level: usize, out: &mut Vec<u8>) -> Result<(), UpdateError> {
+    fn descend(&self, old: &Element<'_>, name: &[u8], bounds: Bounds, out: &mut Vec<u8>) -> Result<(), UpdateError> {
         push_name(out, old.kind, name);
         match old.kind {
-            kind::DOCUMENT => document(old.value, self.leaves, self.next(), level, out),
-            kind::ARRAY => array(old.value, self.leaves, self.next(), level, out),
+            kind::DOCUMENT => document(old.value, self.leaves, self.next(), bounds, out),
+            kind::ARRAY => array(old.value, self.leaves, self.next(), bounds, out),
             _ => {
                 out.extend_from_slice(old.value);
                 Ok(())
@@ -139,61 +159,57 @@ impl<'d> Child<'_, 'd> {
     }
 }
 
-fn document(base: &[u8], leaves: &[Leaf<'_>], from: usize, level: usize, out: &mut Vec<u8>) -> Result<(), UpdateError> {
-    if level >= MAX_DEPTH {
-        return Err(UpdateError::TooDeep);
-    }
+fn document(
+    base: &[u8],
+    leaves: &[Leaf<'_>],
+    from: usize,
+    bounds: Bounds,
+    out: &mut Vec<u8>,
+) -> Result<(), UpdateError> {
+    bounds.check(out)?;
     let mut pending: Vec<Option<Child<'_, '_>>> = children(leaves, from).into_iter().map(Some).collect();
+    let places: HashMap<&[u8], usize> =
+        pending.iter().flatten().enumerate().map(|(place, child)| (child.name, place)).collect();
     let at = open(out);
     let mut copied = 4;
     let mut elements = Elements::new(base)?;
     while let Some(element) = elements.next()? {
         // Taken when met: of several fields of one name the server changes the first.
-        let found = pending.iter_mut().find_map(|slot| slot.take_if(|child| child.name == element.name));
-        let Some(child) = found else { continue };
+        let place = places.get(element.name).and_then(|place| pending.get_mut(*place));
+        let Some(child) = place.and_then(Option::take) else { continue };
         out.extend_from_slice(base.get(copied..element.start).unwrap_or_default());
         copied = element.end();
         if !child.ends {
-            child.descend(&element, element.name, level + 1, out)?;
+            child.descend(&element, element.name, bounds.deeper(), out)?;
         } else if let Some(value) = child.value() {
             push_element(out, value.kind, element.name, value.value);
         }
     }
     out.extend_from_slice(base.get(copied..base.len() - 1).unwrap_or_default());
     for child in pending.into_iter().flatten() {
-        child.create(child.name, level + 1, out)?;
+        child.create(child.name, bounds.deeper(), out)?;
     }
     close(out, at)
 }
 
-/// What becomes of one element of an array.
-#[derive(Clone, Copy)]
-enum Slot<'l, 'd> {
-    Null,
-    Child(Child<'l, 'd>),
-}
-
-fn array(base: &[u8], leaves: &[Leaf<'_>], from: usize, level: usize, out: &mut Vec<u8>) -> Result<(), UpdateError> {
-    if level >= MAX_DEPTH {
-        return Err(UpdateError::TooDeep);
-    }
+fn array(base: &[u8], leaves: &[Leaf<'_>], from: usize, bounds: Bounds, out: &mut Vec<u8>) -> Result<(), UpdateError> {
+    bounds.check(out)?;
     let mut len = 0;
     let mut elements = Elements::new(base)?;
     while elements.next()?.is_some() {
         len += 1;
     }
-    let (changed, added) = plan(&children(leaves, from), len)?;
+    let Plan { changed, end } = plan(&children(leaves, from), len)?;
 
     let at = open(out);
     let mut name = IndexName::zero();
     let mut elements = Elements::new(base)?;
     let mut index = 0;
     while let Some(element) = elements.next()? {
-        let change = changed.iter().find(|(at, _)| *at == index);
-        match change.map(|(_, child)| (child, child.value())) {
+        match changed.get(&index).map(|child| (child, child.value())) {
             None => push_element(out, element.kind, name.bytes(), element.value),
             Some((child, _)) if !child.ends => {
-                child.descend(&element, name.bytes(), level + 1, out)?;
+                child.descend(&element, name.bytes(), bounds.deeper(), out)?;
             }
             Some((_, Some(value))) => push_element(out, value.kind, name.bytes(), value.value),
             Some((_, None)) => push_name(out, kind::NULL, name.bytes()),
@@ -201,57 +217,56 @@ fn array(base: &[u8], leaves: &[Leaf<'_>], from: usize, level: usize, out: &mut 
         name.advance();
         index += 1;
     }
-    for slot in added {
-        match slot {
-            Slot::Null => push_name(out, kind::NULL, name.bytes()),
-            Slot::Child(child) => child.create(name.bytes(), level + 1, out)?,
+    while index < end {
+        match changed.get(&index).filter(|child| child.creates()) {
+            None => push_name(out, kind::NULL, name.bytes()),
+            Some(child) => child.create(name.bytes(), bounds.deeper(), out)?,
         }
-        if out.len() - at > MAX_DOCUMENT {
-            return Err(UpdateError::TooLarge);
-        }
+        bounds.check(out)?;
         name.advance();
+        index += 1;
     }
     close(out, at)
 }
 
-/// The elements that are there and change, by index, and those that come behind them.
-type Plan<'l, 'd> = (Vec<(usize, Child<'l, 'd>)>, Vec<Slot<'l, 'd>>);
+/// What becomes of an array.
+struct Plan<'l, 'd> {
+    /// The elements that change or come behind those that are there, by index.
+    changed: HashMap<usize, Child<'l, 'd>>,
+    /// The new length; what is not in `changed` behind the old one is null.
+    end: usize,
+}
 
 /// Plays the children through on an array of `len` elements. Their order matters: the padding that "10" makes is there,
 /// as null, when "9" comes.
 fn plan<'l, 'd>(children: &[Child<'l, 'd>], len: usize) -> Result<Plan<'l, 'd>, UpdateError> {
-    let mut changed: Vec<(usize, Child<'l, 'd>)> = Vec::new();
-    let mut added = Vec::new();
+    let mut changed: HashMap<usize, Child<'l, 'd>> = HashMap::new();
+    let mut end = len;
     for child in children {
         let Some(index) = parse_index(child.name) else {
             continue;
         };
-        let Some(place) = index.checked_sub(len) else {
-            if changed.iter().any(|(other, _)| *other == index) {
+        let known = changed.contains_key(&index);
+        if index < len {
+            if known {
                 return Err(invalid("one array index, written in two ways", child.name));
             }
-            changed.push((index, *child));
-            continue;
-        };
-        match added.get_mut(place) {
-            Some(slot) if child.ends => {
-                *slot = child.value().map_or(Slot::Null, |_| Slot::Child(*child));
-            }
-            Some(Slot::Null) => {}
-            Some(Slot::Child(_)) => {
+            changed.insert(index, *child);
+        } else if index < end {
+            if child.ends {
+                changed.insert(index, *child);
+            } else if known && changed.get(&index).is_some_and(Child::creates) {
                 return Err(invalid("one array index, written in two ways", child.name));
             }
-            None if child.creates() => {
-                if place - added.len() > MAX_PADDING {
-                    return Err(UpdateError::TooLarge);
-                }
-                added.resize(place, Slot::Null);
-                added.push(Slot::Child(*child));
+        } else if child.creates() {
+            if index - end > MAX_PADDING {
+                return Err(UpdateError::TooLarge);
             }
-            None => {}
+            end = index + 1;
+            changed.insert(index, *child);
         }
     }
-    Ok((changed, added))
+    Ok(Plan { changed, end })
 }
 
 fn invalid(what: &str, path: &[u8]) -> UpdateError {

@@ -38,15 +38,22 @@ struct FieldChange<'d> {
 /// Appends to `out` what `base` becomes under `diff`.
 pub(super) fn apply(base: &[u8], diff: &[u8], out: &mut Vec<u8>) -> Result<(), UpdateError> {
     out.reserve(base.len() + diff.len());
-    Applier { changes: Vec::new() }.document(base, diff, 0, out)
+    Applier { changes: Vec::new(), limit: out.len() + MAX_DOCUMENT }.document(base, diff, 0, out)
 }
 
 struct Applier<'d> {
     /// The changes of the documents being walked, those of the innermost one last: one allocation for all levels.
     changes: Vec<FieldChange<'d>>,
+    /// Where the output would be longer than any document. Small deltas can ask for much: it is looked at wherever
+    /// something is added that is in neither the base nor, once, in the delta.
+    limit: usize,
 }
 
 impl<'d> Applier<'d> {
+    fn check_size(&self, out: &[u8]) -> Result<(), UpdateError> {
+        if out.len() > self.limit { Err(UpdateError::TooLarge) } else { Ok(()) }
+    }
+
     fn document(&mut self, base: &[u8], diff: &'d [u8], depth: usize, out: &mut Vec<u8>) -> Result<(), UpdateError> {
         if depth >= MAX_DEPTH {
             return Err(UpdateError::TooDeep);
@@ -82,6 +89,7 @@ impl<'d> Applier<'d> {
                     self.sub(Some(element), element.name, diff, depth + 1, out)?;
                 }
             }
+            self.check_size(out)?;
         }
         out.extend_from_slice(base.get(copied..base.len() - 1).unwrap_or_default());
         for field in self.changes.drain(first..) {
@@ -150,6 +158,7 @@ impl<'d> Applier<'d> {
                     }
                     None => push_element(out, element.kind, name.bytes(), element.value),
                 }
+                self.check_size(out)?;
             }
             name.advance();
             index += 1;
@@ -164,9 +173,7 @@ impl<'d> Applier<'d> {
                 }
                 None => push_name(out, kind::NULL, name.bytes()),
             }
-            if out.len() - at > MAX_DOCUMENT {
-                return Err(UpdateError::TooLarge);
-            }
+            self.check_size(out)?;
             name.advance();
             index += 1;
         }
