@@ -23,6 +23,7 @@ mod users;
 mod values;
 mod worker;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ use tokio::sync::{OwnedRwLockWriteGuard, RwLock, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use self::names::Namespace;
 use self::pins::Pins;
 use self::worker::Worker;
 use crate::last_optime;
@@ -102,6 +104,8 @@ struct Shared {
     /// way, and later ones wait for the pause.
     gate: Arc<RwLock<()>>,
     pins: Pins,
+    /// Who may insert into a namespace: one at a time (see `worker::may_insert`).
+    inserts: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     stopping: AtomicBool,
     /// Open transactions are to end and none to begin.
     settling: AtomicBool,
@@ -132,6 +136,7 @@ impl Workload {
             version: (next()?, next()?),
             gate: Arc::default(),
             pins: Pins::default(),
+            inserts: Mutex::default(),
             stopping: AtomicBool::new(false),
             settling: AtomicBool::new(false),
             open: watch::Sender::new(0),
@@ -274,6 +279,12 @@ impl Shared {
 
     fn failure(&self) -> MutexGuard<'_, Option<anyhow::Error>> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn to insert into a namespace.
+    fn inserts(&self, namespace: &Namespace) -> Arc<tokio::sync::Mutex<()>> {
+        let mut inserts = self.inserts.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(inserts.entry(namespace.to_string()).or_default())
     }
 
     /// Keeps the first error and ends all workers.
