@@ -267,7 +267,7 @@ fn cleanup_takes_what_belongs_to_nothing() {
     let mut all = history(vec![base("a", 40)], vec![s(10, 20), s(20, 25), s(40, 45), s(45, 50), s(50, 90)]);
     all.slices.push(slice(p(40), p(50), 2));
     all.gaps = vec![gap(25, 40, "x")];
-    let dead = UnfinishedSnapshot { id: "u".into(), objects: 3, stored_bytes: 7 };
+    let dead = UnfinishedSnapshot { id: "u".into(), objects: 3, stored_bytes: 7, resumable: false };
     let plan = removal(&all, std::slice::from_ref(&dead), &Wish::Everything { before: at(60) }, Some(1)).unwrap();
     assert_eq!(gone(&plan), (vec![], vec![(10, 20), (20, 25), (40, 45), (45, 50)]));
     assert_eq!((plan.redundant, plan.gaps.len(), &plan.unfinished, lost(&plan)), (2, 1, &vec![dead.clone()], vec![]));

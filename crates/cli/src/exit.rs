@@ -148,7 +148,11 @@ impl From<JobError> for Failure {
             JobError::Refused(refusal) => refusal.into(),
             JobError::Busy(_) => Self { what, hint, exit: Exit::Busy },
             JobError::Cancelled(_) => Self { what, hint, exit: Exit::Interrupted },
-            JobError::NothingToCancel | JobError::Changed => Self { what, hint, exit: Exit::Refused },
+            JobError::Interrupted { cause, .. } => Self { hint, ..Self::from(*cause) },
+            JobError::NothingToResume(Some(_)) => Self { what, hint, exit: Exit::Unknown },
+            JobError::NothingToCancel | JobError::NothingToResume(None) | JobError::Changed => {
+                Self { what, hint, exit: Exit::Refused }
+            }
             JobError::WhichCluster { .. } => Self { what, hint, exit: Exit::Usage },
         }
     }

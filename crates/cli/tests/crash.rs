@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hindsight_testkit::workload::{Workload, WorkloadOptions};
-use hindsight_testkit::{ClusterState, ReplicaSet};
+use hindsight_testkit::{ClusterState, ReplicaSet, last_optime};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -71,7 +71,28 @@ const BLOWS: [(Blow, u32); 7] = [
 /// A moment that must come back.
 struct Moment {
     position: String,
+    /// As the primary has it.
     state: ClusterState,
+    /// As the others have it, with their addresses.
+    others: Vec<(String, ClusterState)>,
+}
+
+impl Moment {
+    /// How `found` differs from what it was.
+    fn diff(&self, found: &ClusterState) -> Vec<String> {
+        let differences = self.state.diff(found);
+        let disagreements = self.others.iter().flat_map(|(address, state)| {
+            let from_primary = self
+                .state
+                .diff(state)
+                .into_iter()
+                .map(move |line| format!("at that time, {address} and the primary: {line}"));
+            from_primary.chain(
+                state.diff(found).into_iter().map(move |line| format!("{address} and what was restored: {line}")),
+            )
+        });
+        if differences.is_empty() { differences } else { differences.iter().cloned().chain(disagreements).collect() }
+    }
 }
 
 /// Servers, agents, and what was seen.
@@ -101,7 +122,9 @@ impl Scene {
         };
         let workload = Workload::start(client, seed, options).await?;
         let cli = Cli::new(&set.uri());
-        for setting in ["pitr.enabled=true", "pitr.uploadIntervalSec=1", "pitr.oplogSpanMin=1"] {
+        for setting in
+            ["pitr.enabled=true", "pitr.uploadIntervalSec=1", "pitr.oplogSpanMin=1", "backup.checkpointMib=1"]
+        {
             cli.ok(&format!("--cluster source config --set {setting}"));
         }
         let mut scene = Self {
@@ -168,9 +191,11 @@ impl Scene {
                 let backup = self.cli.start("backup");
                 self.rest(1500).await;
                 drop(backup);
-                // Nothing of it is in the way of the next one.
-                if self.random.random_bool(0.3) {
-                    self.alone("backup").await?;
+                // Nothing of it is in the way of the next one, and it can be gone on with if it came far enough.
+                match self.random.random_range(0..10) {
+                    0..3 => self.alone("backup", &[0]).await?,
+                    3..8 => self.alone("backup --resume", &[0, 3]).await?,
+                    _ => {}
                 }
             }
             Blow::KillRestore => {
@@ -186,7 +211,7 @@ impl Scene {
                 let cleanup = self.cli.start("cleanup --older-than 1970-01-01 -y");
                 self.rest(300).await;
                 drop(cleanup);
-                self.alone("cleanup --older-than 1970-01-01 -y").await?;
+                self.alone("cleanup --older-than 1970-01-01 -y", &[0]).await?;
             }
             Blow::KillSecondary | Blow::KillPrimary => {
                 let primary = self.set.wait_primary().await?;
@@ -221,13 +246,14 @@ impl Scene {
         taken_over.map(drop)
     }
 
-    /// Runs a command that has to be alone, once whoever runs has ended: an agent may take a snapshot of its own.
-    async fn alone(&mut self, line: &str) -> Result<()> {
+    /// Runs a command that has to be alone, once whoever runs has ended: an agent may take a snapshot of its own. It must end
+    /// with one of these codes.
+    async fn alone(&mut self, line: &str, ends: &[i32]) -> Result<()> {
         let line = line.to_owned();
         self.until(&line.clone(), 60, move |scene| {
             let ran = scene.cli.run(&line);
-            ensure!([0, 4].contains(&ran.code), "{ran}");
-            Ok((ran.code == 0).then_some(()))
+            ensure!(ran.code == 4 || ends.contains(&ran.code), "{ran}");
+            Ok((ran.code != 4).then_some(()))
         })
         .await
     }
@@ -252,8 +278,19 @@ impl Scene {
         let paused = self.workload.pause_settled().await?;
         let state = ClusterState::read(&self.set.client().await?).await?;
         let (secs, inc, _) = paused.optime;
+        let primary = self.set.wait_primary().await?;
+        let mut others = Vec::new();
+        for member in (0..3).filter(|member| *member != primary) {
+            let client = self.set.direct_client(member).await?;
+            let begun = Instant::now();
+            while last_optime(&client).await.ok().is_none_or(|at| at < paused.optime) {
+                ensure!(begun.elapsed() < Duration::from_secs(60), "member {member} lags");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            others.push((self.set.member(member).address(), ClusterState::read(&client).await?));
+        }
         paused.resume();
-        self.moments.push(Moment { position: format!("{secs},{inc}"), state });
+        self.moments.push(Moment { position: format!("{secs},{inc}"), state, others });
         Ok(())
     }
 
@@ -274,9 +311,9 @@ impl Scene {
 
     async fn restore(&mut self, index: usize) -> Result<()> {
         let line = self.restore_line(index);
-        self.alone(&line).await?;
+        self.alone(&line, &[0]).await?;
         let found = ClusterState::read(&self.target.client().await?).await?;
-        let differences = self.moments[index].state.diff(&found);
+        let differences = self.moments[index].diff(&found);
         ensure!(
             differences.is_empty(),
             "{}: not what it was:\n{}",
@@ -300,7 +337,7 @@ impl Scene {
         .await?;
         let gaps = self.cli.json("list")["pitr"]["gaps"].clone();
         ensure!(gaps.as_array().is_some_and(Vec::is_empty), "there are gaps: {gaps}");
-        self.alone("verify --all").await?;
+        self.alone("verify --all", &[0]).await?;
         self.restore(last).await?;
         let other = self.random.random_range(0..=last);
         self.restore(other).await

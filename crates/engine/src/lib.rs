@@ -41,7 +41,8 @@ pub trait Engine: Send + Sync {
     /// Who this is and how it is. Refuses what cannot be protected, saying why.
     async fn probe(&self) -> Result<Probe>;
 
-    /// Takes a snapshot and stores all of it but the manifest, which is returned.
+    /// Takes a snapshot and stores all of it but the manifest, which is returned. How far it came is noted below
+    /// [`hindsight_format::Keys::checkpoints`], so that another call can go on with one that was cut off.
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest>;
 
     /// What a snapshot holds, by name. Reads the repository alone: no database is needed.
@@ -137,6 +138,10 @@ pub struct SnapshotRequest {
     pub parallel: u32,
     /// Whether to keep hashes of the data, where the moment allows it.
     pub hash: bool,
+    /// Bytes, before compression, after which each reader notes how far it came.
+    pub checkpoint: u64,
+    /// Whether to go on with what is stored under this name, from where that was noted last.
+    pub resume: bool,
 }
 
 /// A collection or table in a snapshot, as it was when it was copied.

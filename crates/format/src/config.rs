@@ -48,11 +48,13 @@ pub struct BackupConfig {
     pub num_parallel_collections: u32,
     /// Whether hashes of the data are kept, where the moment allows it.
     pub hash: bool,
+    /// MiB (before compression) after which each reader notes how far it came, for `--resume`.
+    pub checkpoint_mib: u32,
 }
 
 impl Default for BackupConfig {
     fn default() -> Self {
-        Self { compression_level: 3, num_parallel_collections: 0, hash: false }
+        Self { compression_level: 3, num_parallel_collections: 0, hash: false, checkpoint_mib: 512 }
     }
 }
 
@@ -158,12 +160,13 @@ impl ClusterConfig {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let limits: [(&str, i64, i64, i64); 9] = [
+        let limits: [(&str, i64, i64, i64); 10] = [
             ("pitr.uploadIntervalSec", self.pitr.upload_interval_sec.into(), 1, 3600),
             ("pitr.oplogSpanMin", self.pitr.oplog_span_min.into(), 1, 1440),
             ("pitr.compressionLevel", self.pitr.compression_level.into(), 1, 19),
             ("backup.compressionLevel", self.backup.compression_level.into(), 1, 19),
             ("backup.numParallelCollections", self.backup.num_parallel_collections.into(), 0, 64),
+            ("backup.checkpointMib", self.backup.checkpoint_mib.into(), 1, 1 << 20),
             ("restore.numInsertionWorkers", self.restore.num_insertion_workers.into(), 0, 64),
             ("retention.count", self.retention.count.into(), 0, 100_000),
             ("retention.days", self.retention.days.into(), 0, 36_500),

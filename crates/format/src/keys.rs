@@ -98,6 +98,16 @@ impl Keys {
         format!("{}manifest.json", self.snapshot(id))
     }
 
+    /// How far the making of snapshot `id` has come, for the `number`th time; the highest counts.
+    pub fn checkpoint(&self, id: &str, number: u32) -> String {
+        format!("{}{number:08}.bson.zst", self.checkpoints(id))
+    }
+
+    /// Folder of the checkpoints of a snapshot that is not complete.
+    pub fn checkpoints(&self, id: &str) -> String {
+        format!("{}checkpoint/", self.snapshot(id))
+    }
+
     /// An object of the snapshot `id`, by its name in the manifest.
     pub fn snapshot_object(&self, id: &str, name: &str) -> String {
         format!("{}{name}", self.snapshot(id))

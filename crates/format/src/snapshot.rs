@@ -180,4 +180,6 @@ pub struct UnfinishedSnapshot {
     pub objects: u64,
     /// Their bytes.
     pub stored_bytes: u64,
+    /// Whether it was noted how far it came, so that a backup can go on from there.
+    pub resumable: bool,
 }

@@ -15,7 +15,7 @@ use hindsight_format::{GapRecord, LeaseRecord, ObjectKind, SnapshotManifest};
 use hindsight_fuzz::{SEPARATOR, corpus};
 use hindsight_jobs::{Agent, BackupRequest, RestoreRequest, Tuning, backup, history, propose, register, restore};
 use hindsight_mongodb::MongoEngine;
-use hindsight_mongodb::fuzzing::next_document;
+use hindsight_mongodb::fuzzing::{a_checkpoint, next_document};
 use hindsight_mongodb::oplog::docid::raw_id;
 use hindsight_mongodb::oplog::entry::{Entry, Op};
 use hindsight_repository::fuzzing::{decode_record, encode_record};
@@ -42,6 +42,7 @@ async fn main() -> Result<()> {
     oplog(&entries)?;
     updates(&entries)?;
     ids(&entries)?;
+    keep("fold", "checkpoint", &[&[0], &*a_checkpoint()?].concat())?;
     folds(&cluster, &manifest, &entries).await
 }
 

@@ -22,6 +22,19 @@ pub struct BackupRequest {
     pub parallel: Option<u32>,
     /// Whether to keep hashes of the data; none for the cluster's setting.
     pub hash: Option<bool>,
+    /// Which one that was cut off is to be gone on with; none to begin a new one. Its namespaces are those of then.
+    pub resume: Option<Resume>,
+    /// Whether one that fails may stay as it is, to be gone on with later.
+    pub keep_unfinished: bool,
+}
+
+/// A backup that was cut off.
+#[derive(Clone, Debug)]
+pub enum Resume {
+    /// The newest.
+    Newest,
+    /// The one of this name.
+    Named(String),
 }
 
 /// Takes a snapshot of the connected cluster, and stores it.
@@ -32,7 +45,10 @@ pub async fn backup(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<SnapshotManifest> {
-    let id = new_name(cluster.snapshot_ids_in_use().await?);
+    let id = match &request.resume {
+        None => new_name(cluster.snapshot_ids_in_use().await?),
+        Some(resume) => unfinished(cluster, resume).await?,
+    };
     let work = async {
         let taken = take(engine, cluster, &id, request, progress, cancel).await;
         match &taken {
@@ -70,28 +86,90 @@ async fn take(
             compression_level: request.compression_level.unwrap_or(config.compression_level),
             parallel: request.parallel.unwrap_or(config.num_parallel_collections),
             hash: request.hash.unwrap_or(config.hash),
+            checkpoint: u64::from(config.checkpoint_mib) << 20,
+            resume: request.resume.is_some(),
         };
-        tracing::info!(target: RESULT, "begins");
+        tracing::info!(target: RESULT, "{}", if snapshot.resume { "goes on" } else { "begins" });
         let manifest = engine.snapshot(&job, &snapshot).await?;
         job.check()?;
         cluster.put_manifest(&manifest).await?;
-        // Without the right to work, a cleanup may have taken the objects for leftovers.
-        if exclusive.is_held() { Ok(manifest) } else { Err(EngineError::cancelled().into()) }
+        if !exclusive.is_held() {
+            // A cleanup may have taken the objects for leftovers.
+            cluster.delete_manifest(id).await?;
+            return Err(EngineError::cancelled().into());
+        }
+        Ok(manifest)
     }
     .await;
-    if taken.is_err() {
-        // What was stored belongs to nothing. What cannot be removed now is told apart by having
-        // no manifest.
-        if let Err(error) = cluster.delete_snapshot(id).await {
-            tracing::warn!(snapshot = id, %error, "the objects of the failed backup could not be removed");
-        }
-    }
     let asked = exclusive.cancel_request().cloned();
+    let kept = match &taken {
+        Ok(_) => {
+            forget_checkpoints(cluster, id).await;
+            false
+        }
+        Err(error) => clear_away(cluster, id, request, error, &exclusive).await,
+    };
     exclusive.release().await?;
-    match asked {
-        Some(request) if taken.is_err() => Err(JobError::Cancelled(Box::new(request))),
-        _ => taken,
+    match (taken, asked) {
+        (Err(_), Some(request)) => Err(JobError::Cancelled(Box::new(request))),
+        (Err(error), None) if kept => Err(JobError::Interrupted { id: id.to_owned(), cause: Box::new(error) }),
+        (taken, _) => taken,
     }
+}
+
+/// Removes what a failed backup has stored, unless it is wanted for another attempt; says whether it stays. What cannot be
+/// removed now is told apart by having no manifest.
+async fn clear_away(
+    cluster: &ClusterRepository,
+    id: &str,
+    request: &BackupRequest,
+    error: &JobError,
+    exclusive: &Exclusive,
+) -> bool {
+    if !exclusive.is_held() {
+        // Somebody else may be going on with it already.
+        return false;
+    }
+    let keep = (request.keep_unfinished || request.resume.is_some()) && !error.is_cancelled();
+    // A repository that is away cannot tell; a job that goes on finds out.
+    let noted = keep && checkpoints(cluster, id).await.is_ok_and(|noted| !noted.is_empty());
+    if noted {
+        return true;
+    }
+    if let Err(error) = cluster.delete_snapshot(id).await {
+        tracing::warn!(snapshot = id, %error, "the objects of the failed backup could not be removed");
+    }
+    false
+}
+
+/// Names of the objects that say how far a snapshot came.
+async fn checkpoints(cluster: &ClusterRepository, id: &str) -> Result<Vec<String>> {
+    let objects = cluster.snapshot_objects(id).await?.into_iter().map(|(name, _)| name);
+    Ok(objects
+        .filter(|name| cluster.keys().snapshot_object(id, name).starts_with(&cluster.keys().checkpoints(id)))
+        .collect())
+}
+
+async fn forget_checkpoints(cluster: &ClusterRepository, id: &str) {
+    let removed =
+        async { Ok::<_, JobError>(cluster.delete_snapshot_objects(id, &checkpoints(cluster, id).await?).await?) };
+    if let Err(error) = removed.await {
+        tracing::debug!(snapshot = id, %error, "checkpoints of a complete snapshot stay behind; nothing reads them");
+    }
+}
+
+/// The backup to go on with.
+async fn unfinished(cluster: &ClusterRepository, resume: &Resume) -> Result<String> {
+    let all = cluster.unfinished_snapshots().await?;
+    let found = match resume {
+        Resume::Newest => all.iter().filter(|unfinished| unfinished.resumable).max_by(|a, b| a.id.cmp(&b.id)),
+        Resume::Named(id) => all.iter().find(|unfinished| unfinished.id == *id),
+    };
+    let name = match resume {
+        Resume::Newest => None,
+        Resume::Named(id) => Some(id.clone()),
+    };
+    found.map(|unfinished| unfinished.id.clone()).ok_or(JobError::NothingToResume(name))
 }
 
 /// A name that nothing stored has: the present time, or the next free second.

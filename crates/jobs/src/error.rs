@@ -27,6 +27,17 @@ pub enum JobError {
     /// Somebody asked the work to stop.
     #[error("{} {} was cancelled from {}", .0.operation.kind, .0.operation.id, .0.requested_from)]
     Cancelled(Box<CancelRequest>),
+    /// A backup failed, and can be gone on with.
+    #[error("{cause}")]
+    Interrupted {
+        /// Name of the backup.
+        id: String,
+        /// Why.
+        cause: Box<JobError>,
+    },
+    /// No backup, or not that one, was cut off in such a way that it can be gone on with.
+    #[error("{}", .0.as_ref().map_or("no interrupted backup can be gone on with".to_owned(), |id| format!("{id} is no interrupted backup")))]
+    NothingToResume(Option<String>),
     /// There is no backup to cancel.
     #[error("no backup is running")]
     NothingToCancel,
@@ -52,8 +63,14 @@ impl JobError {
                 Some(FailureKind::Damaged)
             }
             Self::Repository(_) => Some(FailureKind::Repository),
+            Self::Interrupted { cause, .. } => cause.kind(),
             _ => None,
         }
+    }
+
+    /// Whether it failed because it was asked to stop.
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Cancelled(_)) || self.kind() == Some(FailureKind::Cancelled)
     }
 
     /// What to do about it.
@@ -68,6 +85,12 @@ impl JobError {
             )),
             Self::WhichCluster { hint, .. } => Some(hint.clone()),
             Self::Changed => Some("run it again to see the new plan".to_owned()),
+            Self::Interrupted { id, cause } => {
+                let way =
+                    format!("`backup --resume` goes on with {id}; `cleanup` or another backup need not wait for that");
+                Some(cause.hint().map_or(way.clone(), |hint| format!("{hint}; {way}")))
+            }
+            Self::NothingToResume(_) => Some("start a new one with `backup`".to_owned()),
             Self::Repository(_) | Self::Cancelled(_) | Self::NothingToCancel => None,
         }
     }

@@ -23,7 +23,7 @@ mod room;
 mod verify;
 
 pub use agent::{Agent, CAPTURE_LEASE, Tuning};
-pub use backup::{BackupRequest, backup};
+pub use backup::{BackupRequest, Resume, backup};
 pub use drill::{DrillRequest, Drilled, drill};
 pub use error::JobError;
 pub use journal::Journal;

@@ -2,9 +2,9 @@
 
 use hindsight_catalog::{Removal, Wish, removal};
 use hindsight_engine::{EngineError, Progress};
-use hindsight_format::{OperationKind, format_time};
+use hindsight_format::{OperationKind, UnfinishedSnapshot, format_time};
 use hindsight_repository::ClusterRepository;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -16,15 +16,28 @@ use crate::{JobError, Result};
 /// A plan is made anew this often until it comes out the same twice.
 const REPLANS: u32 = 10;
 
+/// For so long retention leaves alone what a backup that was cut off has stored, so that somebody can go on with it.
+const RESUMABLE: SignedDuration = SignedDuration::from_hours(24);
+
 /// What would be deleted for `wish`. Changes nothing.
 pub async fn propose_removal(cluster: &ClusterRepository, wish: &Wish) -> Result<Removal> {
     // What is in the making is no leftover. It may begin or end while this looks.
     let before = running(cluster).await?;
-    let mut unfinished = cluster.unfinished_snapshots().await?;
+    let mut unfinished = leftovers(cluster, wish).await?;
     let after = running(cluster).await?;
     unfinished.retain(|unfinished| ![&before, &after].iter().any(|id| id.as_ref() == Some(&unfinished.id)));
     let capturing = capturing(cluster).await?;
     Ok(removal(&history(cluster).await?, &unfinished, wish, capturing)?)
+}
+
+/// What unfinished snapshots `wish` can mean.
+async fn leftovers(cluster: &ClusterRepository, wish: &Wish) -> Result<Vec<UnfinishedSnapshot>> {
+    let mut unfinished = cluster.unfinished_snapshots().await?;
+    if let Wish::Retention { .. } = wish {
+        let young = |id: &str| id.parse::<Timestamp>().is_ok_and(|begun| begun + RESUMABLE > Timestamp::now());
+        unfinished.retain(|unfinished| !(unfinished.resumable && young(&unfinished.id)));
+    }
+    Ok(unfinished)
 }
 
 /// The name of what runs alone.
@@ -91,7 +104,7 @@ async fn remove_alone(
 /// meanwhile, it may show neither the parts nor the whole, and a base may seem not to lead on.
 async fn settled_plan(cluster: &ClusterRepository, wish: &Wish) -> Result<Removal> {
     let plan = async || -> Result<Removal> {
-        let unfinished = cluster.unfinished_snapshots().await?;
+        let unfinished = leftovers(cluster, wish).await?;
         let capturing = capturing(cluster).await?;
         Ok(removal(&history(cluster).await?, &unfinished, wish, capturing)?)
     };

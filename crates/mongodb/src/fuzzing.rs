@@ -7,6 +7,7 @@ use hindsight_engine::{EngineError, Result};
 use crate::fold::{Cut, Fold};
 use crate::oplog::entry::{self, Uuid};
 use crate::optime::Optime;
+use crate::snapshot::checkpoint::Checkpoint;
 use crate::snapshot::stored::{StoredCatalog, StoredCollection};
 
 /// A fold to try.
@@ -57,6 +58,21 @@ pub fn catalog_again(run: &[u8]) -> Result<Vec<u8>> {
         document.to_writer(&mut again).map_err(|e| EngineError::damaged(e.to_string()))?;
     }
     Ok(again)
+}
+
+/// A checkpoint.
+pub fn a_checkpoint() -> Result<Vec<u8>> {
+    written(&Checkpoint::sample()?)
+}
+
+/// Reads a checkpoint, and writes it again.
+pub fn checkpoint_again(raw: &[u8]) -> Result<Vec<u8>> {
+    let checkpoint = Checkpoint::parse(raw).ok_or_else(|| EngineError::damaged("no checkpoint"))?;
+    written(&checkpoint)
+}
+
+fn written(checkpoint: &Checkpoint) -> Result<Vec<u8>> {
+    bson::serialize_to_vec(checkpoint).map_err(|e| EngineError::damaged(e.to_string()))
 }
 
 impl Attempt<'_> {

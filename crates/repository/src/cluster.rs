@@ -212,6 +212,12 @@ impl ClusterRepository {
         store.delete_all(objects.into_iter().map(|entry| entry.key).collect()).await
     }
 
+    /// Makes a snapshot incomplete again.
+    pub async fn delete_manifest(&self, id: &str) -> Result<()> {
+        check_name(id, "snapshot name")?;
+        self.repository.store().delete(&self.keys.manifest(id)).await
+    }
+
     /// All restores' records, by id.
     pub async fn restores(&self) -> Result<Vec<RestoreRecord>> {
         let entries = self.repository.store().list(&self.keys.restores()).await?;
@@ -266,7 +272,7 @@ impl ClusterRepository {
         Ok(entries.into_iter().map(|entry| self.placed(entry)).collect())
     }
 
-    fn placed(&self, mut entry: Entry) -> (Entry, Option<Place>) {
+    pub(crate) fn placed(&self, mut entry: Entry) -> (Entry, Option<Place>) {
         let place = self.keys.place(&entry.key);
         let is_object =
             |place: &Option<Place>| matches!(place, Some(Place::SnapshotObject { .. } | Place::Slice { .. }));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt, TryStreamExt};
-use hindsight_format::{CancelRequest, JournalBatch, UnfinishedSnapshot, check_name};
+use hindsight_format::{CancelRequest, JournalBatch, Place, UnfinishedSnapshot, check_name};
 use jiff::Timestamp;
 
 use crate::cluster::ClusterRepository;
@@ -22,14 +22,33 @@ impl ClusterRepository {
             if name == "manifest.json" {
                 complete.insert(id.to_owned());
             }
-            let fresh = || UnfinishedSnapshot { id: id.to_owned(), objects: 0, stored_bytes: 0 };
+            let fresh = || UnfinishedSnapshot { id: id.to_owned(), objects: 0, stored_bytes: 0, resumable: false };
             let unfinished = found.entry(id.to_owned()).or_insert_with(fresh);
             unfinished.objects += 1;
             unfinished.stored_bytes += size;
+            unfinished.resumable |= key.starts_with(&self.keys().checkpoints(id));
         }
         // Other names are not ours.
         found.retain(|id, _| !complete.contains(id) && check_name(id, "snapshot name").is_ok());
         Ok(found.into_values().collect())
+    }
+
+    /// Names of the objects in the folder of a snapshot, as a manifest would name them, with the bytes stored.
+    pub async fn snapshot_objects(&self, id: &str) -> Result<Vec<(String, u64)>> {
+        check_name(id, "snapshot name")?;
+        let entries = self.repository().store().list(&self.keys().snapshot(id)).await?;
+        let objects = entries.into_iter().filter_map(|entry| match self.placed(entry) {
+            (entry, Some(Place::SnapshotObject { name, .. })) => Some((name, entry.size)),
+            _ => None,
+        });
+        Ok(objects.collect())
+    }
+
+    /// Deletes objects of a snapshot that its manifest does not name, or will not.
+    pub async fn delete_snapshot_objects(&self, id: &str, names: &[String]) -> Result<()> {
+        check_name(id, "snapshot name")?;
+        let keys = names.iter().map(|name| self.stored_key(&self.keys().snapshot_object(id, name)));
+        self.repository().store().delete_all(keys.collect()).await
     }
 
     /// Asks the holder `holder` of a lease to stop its work.

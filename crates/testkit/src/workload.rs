@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use bson::doc;
+use bson::{Bson, Document, doc};
 use futures::TryStreamExt as _;
 use mongodb::Client;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, watch};
@@ -204,7 +204,9 @@ impl Workload {
         let paused = loop {
             // Workers that have failed don't end their transactions.
             let settled = open.wait_for(|open| *open == 0 || self.has_failed());
-            tokio::time::timeout(PATIENCE, settled).await.context("transactions don't end")??;
+            if tokio::time::timeout(PATIENCE, settled).await.is_err() {
+                bail!("seed {}: transactions don't end. Under way: {}", self.seed, self.under_way().await);
+            }
             let paused = self.pause().await?;
             if paused.open_transactions == 0 || self.has_failed() {
                 break paused;
@@ -236,6 +238,21 @@ impl Workload {
         match self.shared.failure().take() {
             Some(error) => Err(error.context(format!("the workload with seed {} failed", self.seed))),
             None => Ok(self.stats()),
+        }
+    }
+
+    /// What the server does, for errors.
+    async fn under_way(&self) -> String {
+        let current = doc! {"$currentOp": {"allUsers": true, "idleConnections": false, "idleSessions": true}};
+        let fields =
+            ["desc", "op", "ns", "secs_running", "waitingForLock", "msg", "lsid.id", "transaction.parameters", "locks"];
+        let fields =
+            doc! {"$project": fields.iter().map(|field| ((*field).to_owned(), Bson::Int32(1))).collect::<Document>()};
+        let ops =
+            async { self.client.database("admin").aggregate([current, fields]).await?.try_collect::<Vec<_>>().await };
+        match ops.await {
+            Ok(ops) => ops.iter().map(|op| format!("\n{op}")).collect(),
+            Err(error) => error.to_string(),
         }
     }
 

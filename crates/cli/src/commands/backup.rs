@@ -2,7 +2,7 @@
 
 use hindsight_engine::{Progress, Selection};
 use hindsight_format::OperationKind;
-use hindsight_jobs::{BackupRequest, backup};
+use hindsight_jobs::{BackupRequest, Resume, backup};
 
 use super::begun::begun;
 use crate::cluster::{connect, registered};
@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Compression: zstd
     #[arg(long, value_name = "NAME", default_value = "zstd")]
     compression: String,
+    /// Go on with a backup that was cut off: the newest, or the one of this name
+    #[arg(long, value_name = "NAME", num_args = 0..=1, conflicts_with = "ns")]
+    resume: Option<Option<String>>,
     /// Accepted for the sake of scripts: a backup is always waited for
     #[arg(short, long)]
     wait: bool,
@@ -48,12 +51,17 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let request = args.request(context)?;
     let connected = connect(context).await?;
-    let repository = context.unless_stopped(context.make_repository()).await?;
+    let mut repository = context.unless_stopped(context.make_repository()).await?;
+    if request.resume.is_some() {
+        // What was stored has to be read again.
+        repository = context.unlocked(&repository).await?;
+    }
     let cluster = registered(context, &repository, &connected.probe).await?;
 
     context.journal.attach(&cluster, "backup");
     let progress = Progress::default();
-    let starting = |name: &str| format!("Starting backup \"{name}\"....\n");
+    let verb = if request.resume.is_some() { "Resuming" } else { "Starting" };
+    let starting = |name: &str| format!("{verb} backup \"{name}\"....\n");
     let beginning = async { starting(&begun(&cluster, OperationKind::Backup).await) };
     let work = backup(&*connected.engine, &cluster, &request, &progress, &context.stop);
     let (taken, told) = progress::shown(context.out, &progress, beginning, work).await;
@@ -99,6 +107,8 @@ impl Args {
             compression_level: self.compression_level,
             parallel: self.num_parallel_collections,
             hash: self.hash.then_some(true),
+            resume: self.resume.clone().map(|name| name.map_or(Resume::Newest, Resume::Named)),
+            keep_unfinished: true,
         })
     }
 }

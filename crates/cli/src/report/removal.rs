@@ -237,7 +237,8 @@ impl Report for RemovalReport {
             .iter()
             .map(|left| {
                 let objects = text::things(left.objects, "object", "objects");
-                vec![left.id.clone(), objects, text::bytes(left.stored_bytes)]
+                let way = if left.resumable { "`backup --resume` could go on with it" } else { "" };
+                vec![left.id.clone(), objects, text::bytes(left.stored_bytes), way.to_owned()]
             })
             .collect();
         let mut out = section("Snapshots to delete", &snapshots, &[2]);

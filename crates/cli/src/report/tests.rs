@@ -270,7 +270,12 @@ fn the_plan_of_a_cleanup() {
     use hindsight_format::UnfinishedSnapshot;
 
     let history = eventful().history;
-    let left = UnfinishedSnapshot { id: "2021-02-04T00:00:00Z".to_owned(), objects: 12, stored_bytes: 5 << 20 };
+    let left = UnfinishedSnapshot {
+        id: "2021-02-04T00:00:00Z".to_owned(),
+        objects: 12,
+        stored_bytes: 5 << 20,
+        resumable: true,
+    };
     let before = time("2021-02-10T07:45:00Z");
     let plan = removal(&history, &[left], &Wish::Everything { before }, Some(2)).unwrap();
     let report = RemovalReport::of(&plan, false);

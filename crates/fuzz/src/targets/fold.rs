@@ -1,16 +1,19 @@
-//! Stored catalogs, and the fold over one with any documents and any log.
+//! Stored catalogs and checkpoints, and the fold over one with any documents and any log.
 
-use hindsight_mongodb::fuzzing::{Attempt, catalog_again, next_document};
+use hindsight_mongodb::fuzzing::{Attempt, catalog_again, checkpoint_again, next_document};
 
 use crate::SEPARATOR;
 use crate::oracle::{MAX_DEPTH, depth};
 
-/// A byte of flags; then catalog, base and log, with [`SEPARATOR`]s between.
+/// A byte of flags; then catalog (or a checkpoint), base and log, with [`SEPARATOR`]s between.
 pub(crate) fn fold(input: &[u8]) {
     let Some((flags, rest)) = input.split_first() else { return };
     let (catalog, rest) = part(rest);
     if let Ok(again) = catalog_again(catalog) {
         assert_eq!(catalog_again(&again).ok(), Some(again), "what is written is read");
+    }
+    if let Ok(again) = checkpoint_again(catalog) {
+        assert_eq!(checkpoint_again(&again).ok(), Some(again), "what is written is read");
     }
     let (base, log) = part(rest);
     let attempt = |memory, times| Attempt {

@@ -6,7 +6,7 @@ mod prepare;
 pub(crate) mod schema;
 mod users;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::doc;
 use futures::TryStreamExt;
@@ -158,10 +158,13 @@ pub(crate) async fn forward(job: &Job, reader: &ObjectReader, frames: &mpsc::Sen
 }
 
 /// What was inserted must be there. The roles of a restore allow no look at stored functions and orphaned
-/// buckets; capped collections may have let go of their oldest.
+/// buckets, nor at what servers hide behind those; capped collections may have let go of their oldest.
 async fn check_counts(cluster: &Cluster, wanted: &schema::Wanted, inserted: &HashMap<Uuid, u64>) -> Result<()> {
-    for collection in
-        wanted.iter().filter(|c| !c.is_capped() && !c.is_orphaned() && c.name != crate::namespace::FUNCTIONS)
+    let orphans: HashSet<String> = wanted.iter().filter(|c| c.is_orphaned()).map(|c| c.namespace()).collect();
+    let hidden = |c: &schema::Target| orphans.contains(&format!("{}.{}", c.db, crate::namespace::buckets_of(&c.name)));
+    for collection in wanted
+        .iter()
+        .filter(|c| !c.is_capped() && !c.is_orphaned() && !hidden(c) && c.name != crate::namespace::FUNCTIONS)
     {
         let expected = inserted.get(&collection.uuid).copied().unwrap_or(0);
         let database = cluster.client.database(&collection.db);

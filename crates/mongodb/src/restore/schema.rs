@@ -53,7 +53,7 @@ impl Target {
         self.is_capped() && self.source.options.contains_key("clusteredIndex")
     }
 
-    fn namespace(&self) -> String {
+    pub(super) fn namespace(&self) -> String {
         format!("{}.{}", self.db, self.name)
     }
 }

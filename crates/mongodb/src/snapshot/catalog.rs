@@ -23,8 +23,6 @@ pub(crate) struct Found {
     pub(crate) bytes: u64,
     /// What was copied of it.
     pub(crate) segments: Vec<Segment>,
-    /// It was dropped before it was read.
-    pub(crate) gone: bool,
     /// Its documents, where they are known without reading them.
     pub(crate) known: Option<Vec<u8>>,
 }
@@ -122,17 +120,7 @@ fn parse(db: &str, info: &Document) -> Result<Option<Found>> {
     let uuid = info.get_document("info").ok().and_then(|i| uuid_of(i.get("uuid"))).ok_or_else(|| bad(&"no UUID"))?;
     let options = info.get_document("options").cloned().unwrap_or_default();
     let db = db.to_owned();
-    Ok(Some(Found {
-        uuid,
-        db,
-        name,
-        options,
-        indexes: Vec::new(),
-        bytes: 0,
-        segments: Vec::new(),
-        gone: false,
-        known: None,
-    }))
+    Ok(Some(Found { uuid, db, name, options, indexes: Vec::new(), bytes: 0, segments: Vec::new(), known: None }))
 }
 
 /// The documents of `system.views`, as BSON. Of a time-series it only matters that it is one: the rest

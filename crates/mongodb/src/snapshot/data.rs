@@ -1,8 +1,8 @@
 //! Copying documents: several readers, each with an object of its own that it fills frame by
 //! frame.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hindsight_engine::{EngineError, FailureKind, Job, Result, SnapshotRequest};
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::catalog::Found;
+use super::checkpoint::Checkpoint;
 use super::scan::{self, Piece};
 use super::stored::Segment;
 use crate::cluster::Source;
@@ -25,84 +26,120 @@ const COMPRESSING: usize = 2;
 pub(super) struct Shared {
     pub(super) job: Job,
     pub(super) source: Source,
-    pub(super) queue: Mutex<VecDeque<Piece>>,
+    pub(super) queue: Mutex<VecDeque<(usize, Piece)>>,
     pub(super) next_segment: AtomicU32,
-    next_object: AtomicU64,
+    next_object: AtomicU32,
+    ledger: tokio::sync::Mutex<Ledger>,
     snapshot: String,
     level: i32,
+    /// Bytes after which what was done is noted.
+    checkpoint: u64,
 }
 
 /// What became of a piece.
 pub(super) enum Outcome {
-    Copied { collection: usize, segment: Segment },
-    Gone { collection: usize },
+    Copied(Segment),
+    Gone,
 }
 
-/// Copies all documents of `collections`, and notes in them what was copied.
+/// What was done: what is stored, and which pieces are whole in it.
+struct Ledger {
+    noted: Checkpoint,
+    pieces: Vec<Piece>,
+    gone: HashSet<usize>,
+    /// Number of the next checkpoint.
+    next: u32,
+}
+
+impl Ledger {
+    fn add(&mut self, object: Option<ObjectRef>, outcomes: Vec<(usize, Outcome)>) {
+        self.noted.objects.extend(object);
+        for (number, outcome) in outcomes {
+            let Some(piece) = self.pieces.get_mut(number) else { continue };
+            match outcome {
+                Outcome::Copied(segment) => piece.segment = Some(segment),
+                Outcome::Gone => drop(self.gone.insert(piece.collection)),
+            }
+        }
+    }
+
+    async fn note(&mut self, shared: &Shared) -> Result<()> {
+        self.noted.next_segment = shared.next_segment.load(Ordering::Relaxed);
+        self.noted.pieces = self.pieces.iter().map(Piece::noted).collect();
+        self.noted.store(&shared.job, &shared.snapshot, self.next).await?;
+        self.next += 1;
+        Ok(())
+    }
+}
+
+/// Copies all documents of `collections` that `done` does not name, and notes in them what was copied.
 pub(super) async fn copy(
     job: &Job,
     request: &SnapshotRequest,
     source: &Source,
     collections: &mut Vec<Found>,
+    mut done: Checkpoint,
 ) -> Result<Vec<ObjectRef>> {
     let readers = match request.parallel {
         0 => std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8),
         n => n as usize,
     };
-    let pieces = scan::plan(source, collections, readers).await;
+    let pieces = scan::plan(source, collections, readers, std::mem::take(&mut done.pieces)).await;
+    let left = || pieces.iter().enumerate().filter(|(_, piece)| piece.segment.is_none());
+    job.progress.step("copying documents", Some(left().map(|(_, piece)| piece.bytes).sum()));
     let shared = Arc::new(Shared {
         job: job.clone(),
         source: source.clone(),
-        queue: Mutex::new(pieces.into()),
-        next_segment: AtomicU32::new(1),
-        next_object: AtomicU64::new(1),
+        queue: Mutex::new(left().map(|(number, piece)| (number, piece.clone())).collect()),
+        next_segment: AtomicU32::new(done.next_segment),
+        next_object: AtomicU32::new(done.first_number()),
         snapshot: request.id.clone(),
         level: request.compression_level,
+        checkpoint: request.checkpoint,
+        ledger: tokio::sync::Mutex::new(Ledger {
+            next: done.first_number(),
+            noted: done,
+            pieces,
+            gone: HashSet::new(),
+        }),
     });
     let mut running = JoinSet::new();
     for _ in 0..readers {
         running.spawn(reader(shared.clone()));
     }
-    let mut objects = Vec::new();
     while let Some(ended) = running.join_next().await {
-        let (stored, outcomes) =
-            ended.map_err(|e| EngineError::new(FailureKind::Local, format!("a reader ended: {e}")))??;
-        objects.extend(stored);
-        for outcome in outcomes {
-            match outcome {
-                Outcome::Copied { collection, segment } => {
-                    if let Some(found) = collections.get_mut(collection) {
-                        found.segments.push(segment);
-                    }
-                }
-                Outcome::Gone { collection } => {
-                    if let Some(found) = collections.get_mut(collection) {
-                        found.gone = true;
-                    }
-                }
-            }
+        ended.map_err(|e| EngineError::new(FailureKind::Local, format!("a reader ended: {e}")))??;
+    }
+    let mut ledger = shared.ledger.lock().await;
+    for piece in std::mem::take(&mut ledger.pieces) {
+        if let (Some(found), Some(segment)) = (collections.get_mut(piece.collection), piece.segment) {
+            found.segments.push(segment);
         }
     }
     // The log tells that they were dropped; what was read of them by then does not count.
-    collections.retain(|found| !found.gone);
+    let mut number = 0..;
+    collections.retain(|_| !number.next().is_some_and(|number| ledger.gone.contains(&number)));
+    let mut objects = std::mem::take(&mut ledger.noted.objects);
     objects.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(objects)
 }
 
-async fn reader(shared: Arc<Shared>) -> Result<(Vec<ObjectRef>, Vec<Outcome>)> {
+async fn reader(shared: Arc<Shared>) -> Result<()> {
     let mut sink = FrameSink::start(shared.clone());
-    let mut outcomes = Vec::new();
     loop {
         shared.job.check()?;
         let piece = shared.queue.lock().ok().and_then(|mut queue| queue.pop_front());
-        let Some(piece) = piece else { break };
-        match scan::copy(&shared, &piece, &mut sink).await {
-            Ok(outcome) => outcomes.push(outcome),
-            // What really failed may be the storing, which is known when the sink is closed.
-            Err(error) => return Err(sink.finish().await.err().unwrap_or(error)),
+        let Some((number, piece)) = piece else { break };
+        let copied = match scan::copy(&shared, &piece, &mut sink).await {
+            Ok(outcome) => sink.done(number, outcome).await,
+            Err(error) => Err(error),
+        };
+        // What really failed may be the storing, which is known when the sink is closed.
+        if let Err(error) = copied {
+            return Err(sink.finish().await.err().unwrap_or(error));
         }
     }
-    Ok((sink.finish().await?, outcomes))
+    sink.finish().await
 }
 
 /// Where a reader puts documents: cut into frames, compressed on other threads, stored in order.
@@ -110,15 +147,29 @@ pub(super) struct FrameSink {
     shared: Arc<Shared>,
     frame: Vec<u8>,
     segment: u32,
-    frames: mpsc::Sender<JoinHandle<hindsight_repository::Result<EncodedFrame>>>,
-    storing: JoinHandle<Result<Vec<ObjectRef>>>,
+    /// Bytes, and pieces that are whole in them, since what was done was noted.
+    bytes: u64,
+    outcomes: Vec<(usize, Outcome)>,
+    queue: mpsc::Sender<Item>,
+    storing: JoinHandle<Result<()>>,
+}
+
+/// What is to be stored.
+enum Item {
+    Frame(JoinHandle<hindsight_repository::Result<EncodedFrame>>),
+    /// The object is to be closed: these pieces are whole in it and in those before.
+    Done {
+        outcomes: Vec<(usize, Outcome)>,
+        noted: bool,
+    },
 }
 
 impl FrameSink {
     fn start(shared: Arc<Shared>) -> Self {
-        let (frames, queue) = mpsc::channel(COMPRESSING);
+        let (sender, queue) = mpsc::channel(COMPRESSING);
         let storing = tokio::spawn(store(shared.clone(), queue));
-        Self { shared, frame: Vec::with_capacity(FRAME_TARGET + (64 << 10)), segment: 0, frames, storing }
+        let frame = Vec::with_capacity(FRAME_TARGET + (64 << 10));
+        Self { shared, frame, segment: 0, bytes: 0, outcomes: Vec::new(), queue: sender, storing }
     }
 
     /// Begins a scan; returns its number.
@@ -143,51 +194,71 @@ impl FrameSink {
             return Ok(());
         }
         let raw = std::mem::replace(&mut self.frame, Vec::with_capacity(FRAME_TARGET + (64 << 10)));
+        self.bytes += raw.len() as u64;
         self.shared.job.progress.add(raw.len() as u64);
         let (level, segment) = (self.shared.level, self.segment);
         let encoding = tokio::task::spawn_blocking(move || encode_frame(&raw, level, segment));
-        self.frames
-            .send(encoding)
-            .await
-            .map_err(|_| EngineError::new(FailureKind::Repository, "storing the documents failed"))
+        self.send(Item::Frame(encoding)).await
     }
 
-    async fn finish(mut self) -> Result<Vec<ObjectRef>> {
+    /// A piece is done. After every so many bytes that is noted.
+    async fn done(&mut self, number: usize, outcome: Outcome) -> Result<()> {
+        self.outcomes.push((number, outcome));
+        if self.bytes < self.shared.checkpoint {
+            return Ok(());
+        }
+        self.bytes = 0;
+        let outcomes = std::mem::take(&mut self.outcomes);
+        self.send(Item::Done { outcomes, noted: true }).await
+    }
+
+    async fn send(&self, item: Item) -> Result<()> {
+        let sent = self.queue.send(item).await;
+        sent.map_err(|_| EngineError::new(FailureKind::Repository, "storing the documents failed"))
+    }
+
+    async fn finish(mut self) -> Result<()> {
         let flushed = self.flush().await;
-        drop(self.frames);
-        let stored = self.storing.await.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??;
-        flushed.map(|()| stored)
+        let outcomes = std::mem::take(&mut self.outcomes);
+        let sent = self.send(Item::Done { outcomes, noted: false }).await;
+        drop(self.queue);
+        self.storing.await.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??;
+        flushed.and(sent)
     }
 }
 
-async fn store(
-    shared: Arc<Shared>,
-    mut frames: mpsc::Receiver<JoinHandle<hindsight_repository::Result<EncodedFrame>>>,
-) -> Result<Vec<ObjectRef>> {
-    let mut stored = Vec::new();
+async fn store(shared: Arc<Shared>, mut queue: mpsc::Receiver<Item>) -> Result<()> {
     let mut open: Option<(String, ObjectWriter)> = None;
-    while let Some(encoding) = frames.recv().await {
-        let frame = encoding.await.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??;
-        let (_, writer) = match &mut open {
-            Some(open) => open,
-            none => {
-                let number = shared.next_object.fetch_add(1, Ordering::Relaxed);
-                let name = format!("data/{number:06}.bson.zst");
-                let key = shared.job.cluster.keys().snapshot_object(&shared.snapshot, &name);
-                none.insert((name, shared.job.cluster.object_writer(key, ObjectKind::Data).await))
+    while let Some(item) = queue.recv().await {
+        let full = match item {
+            Item::Frame(encoding) => {
+                let frame = encoding.await.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??;
+                let (_, writer) = match &mut open {
+                    Some(open) => open,
+                    none => {
+                        let number = shared.next_object.fetch_add(1, Ordering::Relaxed);
+                        let name = format!("data/{number:06}.bson.zst");
+                        let key = shared.job.cluster.keys().snapshot_object(&shared.snapshot, &name);
+                        none.insert((name, shared.job.cluster.object_writer(key, ObjectKind::Data).await))
+                    }
+                };
+                writer.write(frame).await?;
+                (writer.stored_bytes() >= OBJECT).then(Vec::new).map(|outcomes| (outcomes, false))
             }
+            Item::Done { outcomes, noted } => Some((outcomes, noted)),
         };
-        writer.write(frame).await?;
-        if writer.stored_bytes() >= OBJECT
-            && let Some((name, writer)) = open.take()
-        {
-            stored.push(close(name, writer).await?);
+        let Some((outcomes, noted)) = full else { continue };
+        let object = match open.take() {
+            Some((name, writer)) => Some(close(name, writer).await?),
+            None => None,
+        };
+        let mut ledger = shared.ledger.lock().await;
+        ledger.add(object, outcomes);
+        if noted {
+            ledger.note(&shared).await?;
         }
     }
-    if let Some((name, writer)) = open {
-        stored.push(close(name, writer).await?);
-    }
-    Ok(stored)
+    Ok(())
 }
 
 async fn close(name: String, writer: ObjectWriter) -> Result<ObjectRef> {

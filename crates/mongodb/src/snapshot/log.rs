@@ -31,6 +31,22 @@ pub(super) struct Stored {
     pub(super) writes: u64,
 }
 
+impl Stored {
+    /// Nothing yet.
+    pub(super) fn starting_at(first: Optime) -> Self {
+        Self { last: first, slices: Vec::new(), raw_bytes: 0, stored_bytes: 0, records: 0, writes: 0 }
+    }
+
+    /// Counts a slice.
+    pub(super) fn add(&mut self, name: SliceName, summary: &LogSummary, raw_bytes: u64, stored_bytes: u64) {
+        self.records += summary.records;
+        self.writes += writes(summary);
+        self.raw_bytes += raw_bytes;
+        self.stored_bytes += stored_bytes;
+        self.slices.push(name);
+    }
+}
+
 struct Writer {
     job: Job,
     snapshot: String,
@@ -40,18 +56,18 @@ struct Writer {
 }
 
 impl OwnLog {
-    /// Begins to read after `first`.
+    /// Begins to read after what is stored already.
     pub(super) async fn start(
         job: &Job,
         request: &SnapshotRequest,
         stream: &str,
         source: &Source,
-        first: Optime,
+        stored: Stored,
     ) -> Result<Self> {
-        let reader = match OplogReader::open(&source.client, first).await? {
+        let reader = match OplogReader::open(&source.client, stored.last).await? {
             Opened::Continues(reader) => reader,
             Opened::Lost(cause) => {
-                return Err(EngineError::new(FailureKind::Server, cause).hint("start the backup again"));
+                return Err(EngineError::new(FailureKind::Server, cause).hint("start a new backup"));
             }
         };
         let writer = Writer {
@@ -59,7 +75,7 @@ impl OwnLog {
             snapshot: request.id.clone(),
             stream: stream.to_owned(),
             level: request.compression_level,
-            stored: Stored { last: first, slices: Vec::new(), raw_bytes: 0, stored_bytes: 0, records: 0, writes: 0 },
+            stored,
         };
         let (until, seen) = watch::channel(None);
         let task = tokio::spawn(read(reader, writer, seen));
@@ -109,11 +125,7 @@ impl Writer {
         let name = SliceName { start: piece.summary.start.clone(), end: piece.summary.end.clone(), fence: 0 };
         let key = self.job.cluster.keys().snapshot_object(&self.snapshot, &format!("{}/{name}", self.stream));
         let written = piece.store(&self.job.cluster, key, self.level).await?;
-        self.stored.records += piece.summary.records;
-        self.stored.writes += writes(&piece.summary);
-        self.stored.raw_bytes += written.raw_bytes;
-        self.stored.stored_bytes += written.stored_bytes;
-        self.stored.slices.push(name);
+        self.stored.add(name, &piece.summary, written.raw_bytes, written.stored_bytes);
         Ok(())
     }
 }

@@ -5,6 +5,7 @@
 //! that it can be restored alone.
 
 pub(crate) mod catalog;
+pub(crate) mod checkpoint;
 mod data;
 pub(crate) mod hash;
 mod log;
@@ -18,6 +19,7 @@ use hindsight_engine::{EngineError, FailureKind, Job, Result, Selection, Snapsho
 use hindsight_format::{FORMAT_VERSION, SnapshotKind, SnapshotManifest, SnapshotSource, SnapshotTotals, StreamPart};
 use jiff::Timestamp;
 
+use self::checkpoint::Checkpoint;
 use crate::cluster::{Cluster, Source, optime, wait_committed};
 use crate::failure::driver;
 use crate::oplog::entry::Entry;
@@ -25,17 +27,17 @@ use crate::optime::Optime;
 
 /// Takes the snapshot and stores everything but its manifest.
 pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
-    let started_at = Timestamp::now();
-    let selection = Selection::new(request.namespaces.clone())
-        .map_err(|e| EngineError::new(FailureKind::Unsupported, e.to_string()))?;
     job.progress.step("choosing a member to read from", None);
     let source = cluster.source().await?;
 
-    let first = begin_of_log(&source).await?;
-    let log = log::OwnLog::start(job, request, &cluster.set_name, &source, first).await?;
-    // Whatever transaction is not open any more is in the data from here on.
-    let read_from = source.progress().await?.applied;
-    confirm(&source, read_from).await?;
+    let (done, log) = match request.resume {
+        true => go_on(cluster, job, request, &source).await?,
+        false => begin(cluster, job, request, &source).await?,
+    };
+    let selection = Selection::new(done.namespaces.clone())
+        .map_err(|e| EngineError::new(FailureKind::Unsupported, e.to_string()))?;
+    let (first, started_at) = (done.first.clone(), done.started_at);
+    let read_from = Optime::from_point(&done.read_from)?;
 
     let hashing = hash::Hashing::begin(job, &source, &selection, request.hash).await;
     job.progress.step("listing collections", None);
@@ -43,9 +45,7 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
     confirm(&source, source.progress().await?.applied).await?;
     job.check()?;
 
-    let bytes = collections.iter().map(|c| c.bytes).sum();
-    job.progress.step("copying documents", Some(bytes));
-    let mut objects = data::copy(job, request, &source, &mut collections).await?;
+    let mut objects = data::copy(job, request, &source, &mut collections, done).await?;
 
     let both = hashing.again(job, &source, &selection).await;
     job.progress.step("closing the log", None);
@@ -65,7 +65,7 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
         stored_bytes: objects.iter().map(|o| o.stored_bytes).sum::<u64>() + own.stored_bytes,
         log_records: own.records,
     };
-    let part = StreamPart { first: first.point()?, last: own.last.point()?, slices: own.slices };
+    let part = StreamPart { first, last: own.last.point()?, slices: own.slices };
     Ok(SnapshotManifest {
         format: FORMAT_VERSION,
         id: request.id.clone(),
@@ -88,6 +88,48 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
         created_by: env!("CARGO_PKG_VERSION").to_owned(),
         seal: None,
     })
+}
+
+/// Begins a snapshot: with nothing done, and its log being read.
+async fn begin(
+    cluster: &Cluster,
+    job: &Job,
+    request: &SnapshotRequest,
+    source: &Source,
+) -> Result<(Checkpoint, log::OwnLog)> {
+    let started_at = Timestamp::now();
+    let first = begin_of_log(source).await?;
+    let log = log::OwnLog::start(job, request, &cluster.set_name, source, log::Stored::starting_at(first)).await?;
+    // Whatever transaction is not open any more is in the data from here on.
+    let read_from = source.progress().await?.applied;
+    confirm(source, read_from).await?;
+    let done = Checkpoint {
+        run: 0,
+        epoch: request.epoch,
+        namespaces: request.namespaces.clone(),
+        started_at,
+        first: first.point()?,
+        read_from: read_from.point()?,
+        next_segment: 1,
+        objects: Vec::new(),
+        pieces: Vec::new(),
+    };
+    Ok((done, log))
+}
+
+/// Goes on with a snapshot that was cut off. What was read before is part of the same history as what is read now: the
+/// log leads from the one to the other without a break.
+async fn go_on(
+    cluster: &Cluster,
+    job: &Job,
+    request: &SnapshotRequest,
+    source: &Source,
+) -> Result<(Checkpoint, log::OwnLog)> {
+    let (done, stored) = Checkpoint::take_up(job, request, &cluster.set_name).await?;
+    let log = log::OwnLog::start(job, request, &cluster.set_name, source, stored).await?;
+    let bytes: u64 = done.pieces.iter().filter_map(|piece| piece.segment.as_ref()).map(|segment| segment.bytes).sum();
+    tracing::info!(objects = done.objects.len(), bytes, "goes on with what is stored");
+    Ok((done, log))
 }
 
 /// Waits until `seen` is safe from rollback, and makes sure that it was not rolled back before: what

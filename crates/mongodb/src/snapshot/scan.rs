@@ -4,6 +4,7 @@
 //! last `_id` that it has; a whole collection in its natural order is begun again, under a new
 //! segment number, so that what the first attempt stored does not count.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
@@ -12,6 +13,7 @@ use hindsight_engine::{EngineError, FailureKind, Result};
 use mongodb::raw_batch_cursor::RawBatchCursor;
 
 use super::catalog::{Found, uuid_bson};
+use super::checkpoint::NotedPiece;
 use super::data::{FrameSink, Outcome, Shared};
 use super::stored::Segment;
 use crate::cluster::Source;
@@ -28,37 +30,53 @@ const ATTEMPTS: u32 = 30;
 /// A collection or a part of it.
 #[derive(Clone, Debug)]
 pub(super) struct Piece {
-    collection: usize,
-    uuid: Uuid,
+    /// Its place among the collections.
+    pub(super) collection: usize,
+    pub(super) uuid: Uuid,
     db: String,
     namespace: String,
-    range: Option<Range>,
-    bytes: u64,
+    pub(super) range: Option<Range>,
+    pub(super) bytes: u64,
     known: Option<Vec<u8>>,
+    /// What was read, if it was.
+    pub(super) segment: Option<Segment>,
 }
 
 /// From `from` (inclusive; none: the beginning) to `to` (exclusive; none: the end), by the index
 /// on `_id`.
 #[derive(Clone, Debug)]
-struct Range {
-    from: Option<Bson>,
-    to: Option<Bson>,
+pub(super) struct Range {
+    pub(super) from: Option<Bson>,
+    pub(super) to: Option<Bson>,
 }
 
-/// What to read, the largest first so that the readers end at about the same time.
-pub(super) async fn plan(source: &Source, collections: &[Found], readers: usize) -> Vec<Piece> {
+/// What to read, the largest first so that the readers end at about the same time; with what `before` says was read.
+pub(super) async fn plan(
+    source: &Source,
+    collections: &[Found],
+    readers: usize,
+    before: Vec<NotedPiece>,
+) -> Vec<Piece> {
+    let mut noted: HashMap<Uuid, Vec<NotedPiece>> = HashMap::new();
+    for piece in before {
+        noted.entry(piece.uuid.bytes()).or_default().push(piece);
+    }
     let mut pieces = Vec::new();
     for (number, found) in collections.iter().enumerate() {
+        let noted = noted.remove(&found.uuid).filter(|_| found.known.is_none()).unwrap_or_default();
+        let count = noted.len().max(1) as u64;
+        for piece in noted.iter().cloned() {
+            let range = match (piece.from, piece.to) {
+                (None, None) => None,
+                (from, to) => Some(Range { from, to }),
+            };
+            pieces.push(Piece::of(number, found, range, found.bytes / count, piece.segment));
+        }
+        if !noted.is_empty() {
+            continue;
+        }
         let bounds = if readers > 1 && can_be_split(found) { bounds(source, found).await } else { Vec::new() };
-        let piece = |range, bytes| Piece {
-            collection: number,
-            uuid: found.uuid,
-            db: found.db.clone(),
-            namespace: found.namespace(),
-            range,
-            bytes,
-            known: found.known.clone(),
-        };
+        let piece = |range, bytes| Piece::of(number, found, range, bytes, None);
         if bounds.is_empty() {
             pieces.push(piece(None, found.bytes));
             continue;
@@ -70,6 +88,27 @@ pub(super) async fn plan(source: &Source, collections: &[Found], readers: usize)
     }
     pieces.sort_by_key(|piece| std::cmp::Reverse(piece.bytes));
     pieces
+}
+
+impl Piece {
+    fn of(collection: usize, found: &Found, range: Option<Range>, bytes: u64, segment: Option<Segment>) -> Self {
+        Self {
+            collection,
+            uuid: found.uuid,
+            db: found.db.clone(),
+            namespace: found.namespace(),
+            range,
+            bytes,
+            known: found.known.clone(),
+            segment,
+        }
+    }
+
+    /// As a checkpoint has it.
+    pub(super) fn noted(&self) -> NotedPiece {
+        let (from, to) = self.range.clone().map_or((None, None), |range| (range.from, range.to));
+        NotedPiece { uuid: bson::Uuid::from_bytes(self.uuid), from, to, segment: self.segment.clone() }
+    }
 }
 
 /// Ranges need a plain index on `_id`: capped collections must keep their order, clustered ones
@@ -117,7 +156,7 @@ pub(super) async fn copy(shared: &Shared, piece: &Piece, sink: &mut FrameSink) -
             segment.bytes += document.len() as u64;
         }
         sink.flush().await?;
-        return Ok(Outcome::Copied { collection: piece.collection, segment });
+        return Ok(Outcome::Copied(segment));
     }
     loop {
         shared.job.check()?;
@@ -125,9 +164,9 @@ pub(super) async fn copy(shared: &Shared, piece: &Piece, sink: &mut FrameSink) -
         match scan(shared, piece, sink, &mut after, &mut segment).await? {
             Ended::Complete => {
                 sink.flush().await?;
-                return Ok(Outcome::Copied { collection: piece.collection, segment });
+                return Ok(Outcome::Copied(segment));
             }
-            Ended::Gone => return Ok(Outcome::Gone { collection: piece.collection }),
+            Ended::Gone => return Ok(Outcome::Gone),
             Ended::Broken(error) => {
                 failures = if segment.documents > before && piece.range.is_some() { 0 } else { failures + 1 };
                 if failures >= ATTEMPTS {

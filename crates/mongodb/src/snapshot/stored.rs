@@ -4,6 +4,7 @@ use bson::{Document, doc};
 use hindsight_engine::{CollectionInfo, EngineError, Job, Result, SnapshotRequest};
 use hindsight_format::{ObjectKind, ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, FRAME_TARGET, encode_frame};
+use serde::{Deserialize, Serialize};
 
 use super::catalog::{Found, uuid_bson, uuid_of};
 use crate::fold::{Base, Catalog, Collection};
@@ -14,7 +15,7 @@ use crate::optime::Optime;
 const NAME: &str = "catalog.bson.zst";
 
 /// One scan: a whole collection, or a range of it. Frames carry its number.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Segment {
     pub(crate) id: u32,
     pub(crate) documents: u64,
