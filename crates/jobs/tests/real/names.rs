@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use bson::{Document, doc};
+use hindsight_catalog::Target;
 use hindsight_engine::Selection;
 use hindsight_testkit::{ClusterState, ReplicaSet};
 
@@ -72,5 +73,34 @@ async fn hostile_names_are_stored_captured_and_restored() -> Result<()> {
     let described = here.engine.describe(&here.cluster, &manifest).await?;
     assert!(described.iter().any(|info| info.name == "names.a/b/../../../etc/passwd"));
     here.restore_into(&here, moment, Selection::default()).await?;
+    same(&client, &wanted).await
+}
+
+/// A crash at the wrong moment can leave the buckets of a time-series that is none any more. Servers hide what is called as
+/// the time-series was behind them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn buckets_that_outlived_their_time_series_are_restored_beside_what_has_its_name() -> Result<()> {
+    logging();
+    let (set, other) = tokio::try_join!(ReplicaSet::single(), ReplicaSet::single())?;
+    let client = set.client().await?;
+    let database = client.database("d");
+    database.run_command(doc! {"create": "weather", "timeseries": {"timeField": "t"}}).await?;
+    let measured: Vec<_> = (0..20).map(|n| doc! {"t": bson::DateTime::from_millis(n), "n": n}).collect();
+    database.collection::<Document>("weather").insert_many(measured).await?;
+    let forget = doc! {"applyOps": [{"op": "d", "ns": "d.system.views", "o": {"_id": "d.weather"}}]};
+    client.database("admin").run_command(forget).await?;
+    database.run_command(doc! {"create": "weather"}).await?;
+    let wanted = ClusterState::read(&client).await?;
+    assert!(
+        wanted.databases["d"].contains_key("weather") && wanted.databases["d"].contains_key("system.buckets.weather")
+    );
+
+    let store = Store::new().await?;
+    let here = store.protect(&set.uri(), None).await?;
+    let snapshot = Target::Snapshot(here.backup().await?.id);
+    let there = store.protect(&other.uri(), Some("other")).await?;
+    here.restore_into(&there, snapshot.clone(), Selection::default()).await?;
+    same(&other.client().await?, &wanted).await?;
+    here.restore_into(&here, snapshot, Selection::default()).await?;
     same(&client, &wanted).await
 }
