@@ -78,20 +78,31 @@ struct Moment {
 }
 
 impl Moment {
-    /// How `found` differs from what it was.
+    /// How `found` differs from what it was. Where the members themselves differ after what was done to them, it must be as
+    /// one of them had it.
     fn diff(&self, found: &ClusterState) -> Vec<String> {
-        let differences = self.state.diff(found);
-        let disagreements = self.others.iter().flat_map(|(address, state)| {
-            let from_primary = self
-                .state
-                .diff(state)
-                .into_iter()
-                .map(move |line| format!("at that time, {address} and the primary: {line}"));
-            from_primary.chain(
-                state.diff(found).into_iter().map(move |line| format!("{address} and what was restored: {line}")),
-            )
-        });
-        if differences.is_empty() { differences } else { differences.iter().cloned().chain(disagreements).collect() }
+        let mut expected = self.state.clone();
+        for (address, state) in &self.others {
+            for (database, collections) in &state.databases {
+                let restored = |name: &str| found.databases.get(database).and_then(|restored| restored.get(name));
+                for (name, collection) in collections.iter().filter(|(name, other)| restored(name) == Some(other)) {
+                    let at_primary =
+                        expected.databases.get_mut(database).and_then(|at_primary| at_primary.get_mut(name));
+                    if let Some(at_primary) = at_primary.filter(|at_primary| *at_primary != collection) {
+                        println!("{}: {database}.{name} is as {address} had it, not as the primary", self.position);
+                        at_primary.clone_from(collection);
+                    }
+                }
+            }
+        }
+        let mut lines = expected.diff(found);
+        if !lines.is_empty() {
+            for (address, state) in &self.others {
+                let others = self.state.diff(state).into_iter();
+                lines.extend(others.map(|line| format!("at that time, {address} differed from the primary: {line}")));
+            }
+        }
+        lines
     }
 }
 
@@ -276,14 +287,14 @@ impl Scene {
     /// Notes the state of this moment.
     async fn record(&mut self) -> Result<()> {
         let paused = self.workload.pause_settled().await?;
-        let state = ClusterState::read(&self.set.client().await?).await?;
-        let (secs, inc, _) = paused.optime;
+        let (state, optime) = ClusterState::at_rest(&self.set.client().await?).await?;
+        let (secs, inc, _) = optime;
         let primary = self.set.wait_primary().await?;
         let mut others = Vec::new();
         for member in (0..3).filter(|member| *member != primary) {
             let client = self.set.direct_client(member).await?;
             let begun = Instant::now();
-            while last_optime(&client).await.ok().is_none_or(|at| at < paused.optime) {
+            while last_optime(&client).await.ok().is_none_or(|at| at < optime) {
                 ensure!(begun.elapsed() < Duration::from_secs(60), "member {member} lags");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -5,7 +5,7 @@ mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use mongodb::Client;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,24 @@ impl ClusterState {
     /// Those of the driver and the server.
     pub async fn read(client: &Client) -> Result<Self> {
         read::cluster(client).await
+    }
+
+    /// The same with its optime: nothing was written while it was read. A server may still be at work on a write that its
+    /// client has given up on, as when the connection was lost with another member.
+    ///
+    /// # Errors
+    /// See [`ClusterState::read`]; servers that don't come to rest.
+    pub async fn at_rest(client: &Client) -> Result<(Self, (u32, u32, i64))> {
+        let mut before = last_optime(client).await?;
+        for _ in 0..20 {
+            let state = Self::read(client).await?;
+            let after = last_optime(client).await?;
+            if after == before {
+                return Ok((state, after));
+            }
+            before = after;
+        }
+        bail!("something is written all the time")
     }
 
     /// The same without users and roles, for comparing sets that have different ones.
