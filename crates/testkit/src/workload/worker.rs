@@ -156,7 +156,15 @@ impl Worker {
             command.append(cstr!("writeConcern"), RawDocumentBuf::try_from(&doc! {"w": 1})?);
         }
         let inserts = self.shared.inserts(namespace);
-        let _turn = if may_insert(&command) { Some(inserts.lock().await) } else { None };
+        let _turn = if may_insert(&command) {
+            // Who has the turn may be waiting for a transaction of this worker, longer than `maxTimeMS` says.
+            match tokio::time::timeout(Duration::from_millis(WRITE_MS.unsigned_abs()), inserts.lock()).await {
+                Ok(turn) => Some(turn),
+                Err(_) => return Ok(Effect::Nothing),
+            }
+        } else {
+            None
+        };
         let database = self.client.database(namespace.database);
         let answer = if retryable && self.rng.random_bool(0.8) {
             self.txn_number += 1;
