@@ -57,7 +57,14 @@ impl EncodedFrame {
 
 thread_local! {
     /// A compression context takes longer to make than a small frame takes to compress.
-    static COMPRESSOR: RefCell<Option<(i32, zstd::bulk::Compressor<'static>)>> = const { RefCell::new(None) };
+    static COMPRESSOR: RefCell<Option<Compressor>> = const { RefCell::new(None) };
+}
+
+struct Compressor {
+    level: i32,
+    zstd: zstd::bulk::Compressor<'static>,
+    /// Large enough for what does not compress: a frame that waits to be stored should not take so much.
+    out: Vec<u8>,
 }
 
 /// Compresses `raw` to a frame of its own. This is work for the processor: call it where blocking
@@ -76,25 +83,26 @@ pub fn encode_frame(raw: &[u8], level: i32, segment: u32) -> Result<EncodedFrame
         crc32: crc32fast::hash(&stored),
         segment,
     };
-    Ok(EncodedFrame { stored: stored.into(), entry })
+    Ok(EncodedFrame { stored, entry })
 }
 
 fn small(length: usize) -> Result<u32> {
     u32::try_from(length).map_err(|_| Error::Refused(format!("a frame of {length} bytes is too large")))
 }
 
-fn compress(raw: &[u8], level: i32) -> std::io::Result<Vec<u8>> {
+fn compress(raw: &[u8], level: i32) -> std::io::Result<Bytes> {
     COMPRESSOR.with_borrow_mut(|kept| {
-        if kept.as_ref().is_none_or(|(made_for, _)| *made_for != level) {
-            let mut fresh = zstd::bulk::Compressor::new(level)?;
-            fresh.include_checksum(true)?;
-            fresh.include_contentsize(true)?;
-            *kept = Some((level, fresh));
+        if kept.as_ref().is_none_or(|kept| kept.level != level) {
+            let mut zstd = zstd::bulk::Compressor::new(level)?;
+            zstd.include_checksum(true)?;
+            zstd.include_contentsize(true)?;
+            *kept = Some(Compressor { level, zstd, out: Vec::new() });
         }
-        match kept {
-            Some((_, compressor)) => compressor.compress(raw),
-            None => Err(std::io::Error::other("no compressor")),
-        }
+        let Some(Compressor { zstd, out, .. }) = kept else { return Err(std::io::Error::other("no compressor")) };
+        out.clear();
+        out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        zstd.compress_to_buffer(raw, out)?;
+        Ok(Bytes::copy_from_slice(out))
     })
 }
 
