@@ -251,6 +251,22 @@ impl ClusterRepository {
         Ok(found.into_iter().map(|(_, proof)| proof).collect())
     }
 
+    /// Ids of the records of verifications and drills, oldest first.
+    pub async fn proof_ids(&self) -> Result<Vec<String>> {
+        let entries = self.repository.store().list(&self.keys.proofs()).await?;
+        let id = |entry: Entry| match self.keys.place(&entry.key) {
+            Some(Place::Proof(id)) => Some(id),
+            _ => None,
+        };
+        Ok(entries.into_iter().filter_map(id).collect())
+    }
+
+    /// The record of one verification or drill; none where it cannot be read.
+    pub async fn proof(&self, id: &str) -> Result<Option<ProofRecord>> {
+        check_name(id, "proof name")?;
+        Ok(self.repository.read_readable(vec![self.keys.proof(id)]).await?.pop().map(|(_, proof)| proof))
+    }
+
     /// Writes the record of a verification or drill, under its id or the next free second.
     pub async fn put_proof(&self, mut proof: ProofRecord) -> Result<ProofRecord> {
         let mut time = proof.started_at;
