@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::footing::{Footing, Ground, rank};
 use crate::history::History;
-use crate::losses::{Loss, losses, selective_losses};
+use crate::losses::{self, Loss};
 use crate::merge::redundant;
 use crate::refusal::Refusal;
 use crate::refuse::unknown_snapshot;
@@ -182,8 +182,7 @@ pub fn removal(
     }
     let ground_after = Ground::new(&after);
     removal.left = Timeline::of(&after, &ground_after).ranges;
-    removal.losses = losses(&ranges(ground.full()), &removal.left);
-    removal.losses.extend(selective_losses(&ground, &ground_after));
+    removal.losses = losses::between(&ground, &ground_after);
     Ok(removal)
 }
 
@@ -302,7 +301,7 @@ impl<'a> Scope<'a> {
         let of_epoch = |footings: &[&Footing<'a>]| -> Vec<Range> {
             ranges(footings.iter().copied().filter(|footing| footing.snapshot.epoch == epoch))
         };
-        let lost = losses(&of_epoch(remaining), &of_epoch(without));
+        let lost = losses::of_ranges(&of_epoch(remaining), &of_epoch(without));
         let lost = lost.into_iter().find(|loss| loss.reaches(demand))?;
         Some(Need::Restores { from: lost.first().max(demand), to: lost.last() })
     }

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use common::random::*;
 use common::*;
 use hindsight_catalog::{
-    History, Loss, Need, Refusal, Removal, SnapshotSort, Target, Wish, removal, timeline, without,
+    History, Loss, Need, Refusal, Removal, SnapshotSort, Target, Wish, losses, removal, timeline, without,
 };
 use hindsight_format::{SnapshotKind, UnfinishedSnapshot};
 use proptest::prelude::*;
@@ -284,4 +284,21 @@ fn a_plan_covers_one_that_takes_less() {
     let more = plan(&three(), Wish::Everything { before: at(55) }, false);
     let less = plan(&three(), Wish::Everything { before: at(45) }, false);
     assert!(less.is_covered_by(&more) && !more.is_covered_by(&less) && more.is_covered_by(&more));
+}
+
+#[test]
+fn a_loss_is_told_in_the_same_words_whatever_the_reason() {
+    let told = |plan: &Removal| plan.losses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let removed = plan(&three(), Wish::Log { before: None }, false);
+    let mut damaged = three();
+    damaged.slices.clear();
+    let lost: Vec<_> = losses(&three(), &damaged).iter().map(ToString::to_string).collect();
+    assert_eq!(told(&removed), lost);
+    let (first, last) = (hindsight_format::format_time(at(11)), hindsight_format::format_time(at(30)));
+    assert_eq!(lost[0], format!("{first} - {last}"));
+    // A snapshot that no log follows.
+    let mut later = base("a", 10);
+    later.epoch = 2;
+    let lone = losses(&history(vec![later], vec![]), &History::default());
+    assert_eq!(lone[0].to_string(), format!("the state at {} (epoch 2)", hindsight_format::format_time(at(10))));
 }

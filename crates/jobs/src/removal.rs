@@ -178,8 +178,7 @@ fn in_words(plan: &Removal) -> String {
         plan.stored_bytes()
     );
     for loss in &plan.losses {
-        let (from, to) = (format_time(loss.first()), format_time(loss.last()));
-        text.push_str(&format!("; {from} - {to} can no longer be restored"));
+        text.push_str(&format!("; {loss} can no longer be restored"));
     }
     text
 }

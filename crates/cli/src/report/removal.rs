@@ -1,10 +1,10 @@
 //! What is deleted, what stays, and what cannot be restored afterwards.
 
-use hindsight_catalog::{KeptLog, Loss, Need, Range, Removal};
+use hindsight_catalog::{KeptLog, Need, Removal};
 use hindsight_format::{SnapshotManifest, StoredSlice, UnfinishedSnapshot, format_time};
-use jiff::Timestamp;
 use serde::Serialize;
 
+use super::stretch::Stretch;
 use crate::output::Report;
 use crate::text;
 
@@ -58,19 +58,6 @@ struct Log {
 struct Kept {
     what: String,
     why: String,
-}
-
-/// First and last second that can, or cannot, be restored.
-#[derive(Debug, Serialize)]
-struct Stretch {
-    from: String,
-    to: String,
-    epoch: u64,
-    /// The selective snapshot that leads there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    snapshot: Option<String>,
-    #[serde(skip)]
-    lasts: Option<String>,
 }
 
 impl RemovalReport {
@@ -175,33 +162,6 @@ fn kept_log(log: &KeptLog) -> Kept {
     Kept { what, why: format!("it leads on from snapshot {}", log.snapshot) }
 }
 
-impl Stretch {
-    fn new(epoch: u64, from: Timestamp, to: Timestamp, lasts: bool) -> Self {
-        let lasts = lasts.then(|| text::between(from, to));
-        Self { from: format_time(from), to: format_time(to), epoch, snapshot: None, lasts }
-    }
-
-    fn lost(loss: &Loss) -> Self {
-        let stretch = Self::new(loss.epoch, loss.first(), loss.last(), loss.seconds.is_some());
-        Self { snapshot: loss.snapshot.clone(), ..stretch }
-    }
-
-    fn left(range: &Range) -> Self {
-        match range.from.zip(range.to) {
-            Some((from, to)) => Self::new(range.epoch, from, to, true),
-            None => Self::new(range.epoch, range.start.time, range.end.time, false),
-        }
-    }
-
-    fn text(&self) -> String {
-        let of = self.snapshot.as_ref().map(|name| format!(" from the selective snapshot {name}")).unwrap_or_default();
-        match &self.lasts {
-            Some(lasts) => format!("  {} - {}  ({lasts}){of}\n", self.from, self.to),
-            None => format!("  the state at {}{of}\n", self.to),
-        }
-    }
-}
-
 fn section(title: &str, rows: &[Vec<String>], right: &[usize]) -> String {
     if rows.is_empty() { String::new() } else { format!("{title}:\n{}", text::table(rows, right)) }
 }
@@ -249,12 +209,12 @@ impl Report for RemovalReport {
             out.push_str("Every moment that can be restored now stays so.\n");
         } else {
             out.push_str("No longer restorable afterwards:\n");
-            self.lost.iter().for_each(|lost| out.push_str(&lost.text()));
+            self.lost.iter().for_each(|lost| out.push_str(lost.text()));
             if self.left.is_empty() {
                 out.push_str("NOTHING can be restored afterwards.\n");
             } else {
                 out.push_str("Restorable afterwards:\n");
-                self.left.iter().for_each(|left| out.push_str(&left.text()));
+                self.left.iter().for_each(|left| out.push_str(left.text()));
             }
         }
         out.push_str(&format!("This frees {}.\n", text::bytes(self.stored_bytes)));

@@ -9,7 +9,7 @@ mod survey;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use hindsight_catalog::{Lost, Refusal, Target, plan};
+use hindsight_catalog::{Loss, Refusal, Target, plan};
 use hindsight_engine::{Engine, Progress};
 use hindsight_format::{Place, ProofKind, ProofRecord};
 use hindsight_repository::ClusterRepository;
@@ -35,7 +35,7 @@ pub struct Verified {
     /// Everything found, damage first.
     pub findings: Vec<Finding>,
     /// What cannot be restored with all the damage together.
-    pub lost: Vec<Lost>,
+    pub lost: Vec<Loss>,
     /// Records that were read.
     pub records: u64,
     /// Captured slices that were read.
