@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hindsight_format::{CancelRequest, Operation, OperationKind};
+use hindsight_format::{CancelRequest, Operation, OperationKind, format_time};
 use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -126,6 +126,25 @@ impl Reading {
         self.lease.release().await?;
         Ok(self.cluster.forget_lease(&name).await?)
     }
+}
+
+/// Does `work`, which reads what is stored; nothing is deleted meanwhile. It ends with `cancel`, which is cancelled
+/// when the right is lost, and afterwards.
+pub(crate) async fn while_reading<T>(
+    cluster: &ClusterRepository,
+    kind: OperationKind,
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    // Several may read at the same time.
+    let id = format!("{}-{:08x}", format_time(Timestamp::now()), rand::random::<u32>());
+    let reading = Reading::take(cluster, kind, &id, cancel).await?;
+    let done = work.await;
+    cancel.cancel();
+    if let Err(error) = reading.release().await {
+        tracing::debug!(%error, "the right to read runs out by itself");
+    }
+    done
 }
 
 /// Makes sure that nobody reads what `cluster` has stored, for a cleanup that holds the right to it;
