@@ -189,10 +189,16 @@ impl Agent {
         }
         let epoch = self.cluster.current_epoch().await?;
         if epoch > 1 {
-            let restores = self.cluster.restores().await?;
-            let newest = restores.into_iter().rev().find(|record| record.new_epoch == Some(epoch));
-            if let Some(record) = newest.filter(|record| record.touched && record.state != RestoreState::Success) {
-                return Ok(Some(Rest::HalfRestored(record.id)));
+            let restores = self.cluster.list_restores().await?;
+            let newest = restores.records.iter().rev().find(|record| record.new_epoch == Some(epoch));
+            match newest {
+                Some(record) if record.touched && record.state != RestoreState::Success => {
+                    return Ok(Some(Rest::HalfRestored(record.id.clone())));
+                }
+                Some(_) => {}
+                // The restore that began the epoch may be one whose record cannot be read: how it ended is not known.
+                None if restores.damaged.is_empty() => {}
+                None => drop(self.cluster.restores().await?),
             }
         }
         Ok(None)
@@ -214,6 +220,7 @@ impl Agent {
         let stream = probe.streams.first().cloned().unwrap_or_default();
         let place = Place { cluster: self.cluster.clone(), stream: stream.clone(), epoch };
         let history = overview::history(&self.cluster).await?;
+        overview::warn_of_damage(&history);
         let (reader, start) = self.open(&history, &place).await?;
         tracing::info!(cluster = self.cluster.name(), epoch, after = %start, "capture begins");
         let mut slices: Vec<StoredSlice> =
@@ -434,7 +441,7 @@ impl Snapshots {
     }
 
     async fn has_base(&self) -> Result<bool> {
-        let snapshots = self.agent.cluster.snapshots().await?;
+        let snapshots = self.agent.cluster.list_snapshots().await?.records;
         Ok(snapshots.iter().filter(|s| s.epoch == self.epoch && s.namespaces.is_empty()).any(|snapshot| {
             snapshot.streams.values().all(|part| part.last.position.order() >= self.chain_start.position.order())
         }))

@@ -109,7 +109,11 @@ impl Reading {
         cancel: &CancellationToken,
     ) -> Result<Self> {
         let lease = acquire(cluster, &format!("{READING}{id}"), kind, id).await?;
-        let running = cluster.lease_state(OPERATION_LEASE).await?;
+        let running = match cluster.lease_state(OPERATION_LEASE).await {
+            // Nobody can take a lease whose state cannot be read: there is no cleanup.
+            Err(error) if error.is_unreadable() => None,
+            state => state?,
+        };
         let running = running.filter(|record| cluster.lease_is_live(OPERATION_LEASE, record));
         let reading = Self { lease, cluster: cluster.clone() };
         if let Some(record) = running.filter(|record| record.operation.kind == OperationKind::Cleanup) {

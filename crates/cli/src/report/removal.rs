@@ -14,6 +14,9 @@ pub(crate) struct RemovalReport {
     /// Whether it was done.
     deleted: bool,
     snapshots: Vec<Snapshot>,
+    /// Snapshots that cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<String>,
     log: Vec<Log>,
     /// What was left of snapshots that were never finished.
     unfinished: Vec<UnfinishedSnapshot>,
@@ -66,6 +69,7 @@ impl RemovalReport {
         Self {
             deleted,
             snapshots: plan.snapshots.iter().map(Snapshot::of).collect(),
+            damaged: plan.damaged.clone(),
             log: runs(&plan.slices),
             unfinished: plan.unfinished.clone(),
             kept: snapshots.chain(plan.kept_log.iter().map(kept_log)).collect(),
@@ -87,6 +91,7 @@ impl RemovalReport {
             }
         };
         part(self.snapshots.len() as u64, "snapshot", "snapshots");
+        part(self.damaged.len() as u64, "snapshot that could not be read", "snapshots that could not be read");
         part(self.slices, "slice of log", "slices of log");
         part(self.unfinished.len() as u64, "unfinished snapshot", "unfinished snapshots");
         part(self.gaps, "record of a gap", "records of gaps");
@@ -143,6 +148,7 @@ fn runs(slices: &[StoredSlice]) -> Vec<Log> {
 fn kept_snapshot(name: &str, need: &Need) -> Kept {
     let why = match need {
         Need::Capture => "the last one that PITR rests on, and PITR is on".to_owned(),
+        Need::Unreadable => "it cannot be read; delete it by its name".to_owned(),
         Need::Restores { from, to } if from >= to => format!("restoring to {} needs it", format_time(*to)),
         Need::Restores { from, to } => {
             format!("restoring to {} - {} needs it", format_time(*from), format_time(*to))
@@ -159,7 +165,11 @@ fn kept_log(log: &KeptLog) -> Kept {
         text::things(log.slices, "slice", "slices"),
         text::bytes(log.stored_bytes)
     );
-    Kept { what, why: format!("it leads on from snapshot {}", log.snapshot) }
+    let why = match log.known {
+        true => format!("it leads on from snapshot {}", log.snapshot),
+        false => format!("snapshot {} cannot be read, and may need it", log.snapshot),
+    };
+    Kept { what, why }
 }
 
 fn section(title: &str, rows: &[Vec<String>], right: &[usize]) -> String {
@@ -202,6 +212,8 @@ impl Report for RemovalReport {
             })
             .collect();
         let mut out = section("Snapshots to delete", &snapshots, &[2]);
+        let damaged: Vec<_> = self.damaged.iter().map(|name| vec![name.clone()]).collect();
+        out.push_str(&section("Cannot be read, to delete with whatever is in it", &damaged, &[]));
         out.push_str(&section("Log to delete", &log, &[1, 2]));
         out.push_str(&section("Left by backups that were never finished, to delete", &unfinished, &[1, 2]));
         out.push_str(&section("Stays, though asked for", &kept, &[]));
