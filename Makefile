@@ -43,11 +43,13 @@ faults: ## every call of the repository goes wrong, one at a time, in each kind 
 fuzz: ## the long form of the fuzz targets: with cargo-fuzz where that is there (FUZZ_SECONDS for each target)
 	@scripts/fuzz.sh
 
-test-matrix: ## the tests of everything that talks to a server, on MongoDB 4.4, 5.0 and 6.0
+test-matrix: ## the tests of everything that talks to a server, on MongoDB 4.4, 5.0 and 6.0, and from each to the next
 	@scripts/setup.sh
 	for version in 4.4.2 5.0.4 6.0.27; do \
-		HINDSIGHT_MONGOD=$$(scripts/get-mongod.sh $$version) cargo test -p hindsight-mongodb -p hindsight-jobs || exit 1; \
+		HINDSIGHT_MONGOD=$$(scripts/get-mongod.sh $$version) cargo test --workspace --test diff_against_server \
+			--test replica_set --test state --test workload --test real --test torture --test cli || exit 1; \
 	done
+	TEST_VERSIONS=4.4.2:5.0.4,5.0.4:6.0.5 cargo test --workspace --test real versions -- --nocapture
 
 bench: ## measures backup and restore
 	@scripts/setup.sh

@@ -1,6 +1,6 @@
 //! All that a repository holds about one cluster.
 
-use hindsight_format::{EpochRecord, SnapshotManifest, StoredGap, StoredSlice};
+use hindsight_format::{DamagedRecord, EpochRecord, SnapshotManifest, StoredGap, StoredSlice};
 
 /// All that a repository holds about one cluster, in any order.
 #[derive(Clone, Debug, Default)]
@@ -15,11 +15,23 @@ pub struct History {
     pub epochs: Vec<EpochRecord>,
     /// What was recorded about holes in the log.
     pub gaps: Vec<StoredGap>,
+    /// Manifests and records of epochs that cannot be read.
+    pub damaged: Vec<DamagedRecord>,
 }
 
 impl History {
     /// The snapshot called `id`.
     pub fn snapshot(&self, id: &str) -> Option<&SnapshotManifest> {
         self.snapshots.iter().find(|snapshot| snapshot.id == id)
+    }
+
+    /// The manifest of the snapshot called `id`, where it cannot be read.
+    pub fn damaged_snapshot(&self, id: &str) -> Option<&DamagedRecord> {
+        self.damaged.iter().find(|record| record.snapshot() == Some(id))
+    }
+
+    /// Snapshots of which the manifest cannot be read.
+    pub fn damaged_snapshots(&self) -> impl Iterator<Item = &str> {
+        self.damaged.iter().filter_map(DamagedRecord::snapshot)
     }
 }

@@ -17,7 +17,6 @@ mod footing;
 mod history;
 mod log;
 mod losses;
-mod lost;
 mod merge;
 mod plan;
 mod refusal;
@@ -29,8 +28,7 @@ mod timeline;
 
 pub use chains::{Chain, chains};
 pub use history::History;
-pub use losses::Loss;
-pub use lost::{Lost, lost};
+pub use losses::{Loss, losses};
 pub use merge::{redundant, slices_to_merge};
 pub use plan::{Cut, RestorePlan, StreamPlan, Target, plan};
 pub use refusal::{Nearest, Refusal};

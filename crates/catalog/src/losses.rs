@@ -1,10 +1,11 @@
-//! What could be restored before, and cannot any more.
+//! What could be restored before, and cannot any more: because it is damaged, or is removed.
 
-use hindsight_format::Point;
+use hindsight_format::{Point, format_time};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::footing::{Footing, Ground, rank};
-use crate::timeline::Range;
+use crate::history::History;
+use crate::timeline::{Range, ranges};
 
 /// A stretch of history that can be restored now, and could not be afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,19 @@ impl Loss {
         self.seconds.map_or(self.from.time, |(first, _)| first)
     }
 
+    /// `10:03:11 - 10:13:02` with dates, or the state at one moment.
+    pub fn moments(&self) -> String {
+        match self.seconds {
+            Some((first, last)) => format!("{} - {}", format_time(first), format_time(last)),
+            None => format!("the state at {}", format_time(self.to.time)),
+        }
+    }
+
+    /// Which snapshot leads there, where that is not plain: the end of a phrase.
+    pub fn origin(&self) -> String {
+        self.snapshot.as_ref().map(|name| format!(" from the selective snapshot {name}")).unwrap_or_default()
+    }
+
     /// Whether all of `other` is lost with this.
     pub fn covers(&self, other: &Self) -> bool {
         self.epoch == other.epoch
@@ -53,8 +67,26 @@ impl Loss {
     }
 }
 
-/// What `before` has and `after` has not. What is left of a range lies within it.
-pub(crate) fn losses(before: &[Range], after: &[Range]) -> Vec<Loss> {
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}", self.moments(), self.origin())
+    }
+}
+
+/// What can be restored of `before` and not of `after`, which has no more than `before`.
+pub fn losses(before: &History, after: &History) -> Vec<Loss> {
+    between(&Ground::new(before), &Ground::new(after))
+}
+
+/// The same, of what is known already.
+pub(crate) fn between(before: &Ground<'_>, after: &Ground<'_>) -> Vec<Loss> {
+    let mut losses = of_ranges(&ranges(before.full()), &ranges(after.full()));
+    losses.extend(selective(before, after));
+    losses
+}
+
+/// What full snapshots lead to before and not after. What is left of a range lies within it.
+pub(crate) fn of_ranges(before: &[Range], after: &[Range]) -> Vec<Loss> {
     let mut losses = Vec::new();
     for old in before {
         let mut left: Vec<_> = after.iter().filter(|range| range.lies_within(old)).collect();
@@ -75,7 +107,7 @@ pub(crate) fn losses(before: &[Range], after: &[Range]) -> Vec<Loss> {
 
 /// What selective snapshots lead to before and not after. (That one of them is itself removed is
 /// told by its name.)
-pub(crate) fn selective_losses(before: &Ground<'_>, after: &Ground<'_>) -> Vec<Loss> {
+fn selective(before: &Ground<'_>, after: &Ground<'_>) -> Vec<Loss> {
     let selective = before.footings.iter().filter(|footing| footing.is_selective());
     let loss = |old: &Footing<'_>| {
         let left = after.footings.iter().find(|footing| footing.snapshot.id == old.snapshot.id);

@@ -84,6 +84,15 @@ pub struct StreamPlan {
 /// # Errors
 /// A [`Refusal`] that says why not, and what can be restored instead.
 pub fn plan(history: &History, target: &Target, base: Option<&str>, now: Timestamp) -> Result<RestorePlan, Refusal> {
+    plan_from_readable(history, target, base, now).map_err(|refusal| refusal.beside_damage(history))
+}
+
+fn plan_from_readable(
+    history: &History,
+    target: &Target,
+    base: Option<&str>,
+    now: Timestamp,
+) -> Result<RestorePlan, Refusal> {
     let named = base.map(|name| find(history, name)).transpose()?;
     let ground = Ground::new(history);
     let aim = match target {
@@ -117,7 +126,10 @@ pub fn plan(history: &History, target: &Target, base: Option<&str>, now: Timesta
 }
 
 fn find<'a>(history: &'a History, name: &str) -> Result<&'a SnapshotManifest, Refusal> {
-    history.snapshot(name).ok_or_else(|| unknown_snapshot(history, name))
+    history.snapshot(name).ok_or_else(|| match history.damaged_snapshot(name) {
+        Some(record) => Refusal::Damaged { what: record.to_string() },
+        None => unknown_snapshot(history, name),
+    })
 }
 
 /// A point of history to restore to, as it compares with the points of one stream.

@@ -6,6 +6,7 @@ use hindsight_format::format_time;
 use jiff::Timestamp;
 use thiserror::Error;
 
+use crate::history::History;
 use crate::timeline::Gap;
 
 /// A state that can be restored, near the one that cannot.
@@ -95,6 +96,12 @@ pub enum Refusal {
         /// The snapshots that come closest, closest first.
         nearest: Vec<String>,
     },
+    /// The manifest of a snapshot that is needed, or may be, cannot be read.
+    #[error("{what}")]
+    Damaged {
+        /// Which, and what is wrong with it.
+        what: String,
+    },
     /// A snapshot to restore and another one as its base were both named.
     #[error("a snapshot is restored from itself: {snapshot} cannot be restored from {base}")]
     TwoBases {
@@ -176,6 +183,24 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The same where snapshots cannot be read, one of which may have led to the target.
+    pub(crate) fn beside_damage(self, history: &History) -> Self {
+        let lacks_base = matches!(
+            self,
+            Self::NoSnapshots
+                | Self::AfterEnd { .. }
+                | Self::BeforeFirst { .. }
+                | Self::InGap { .. }
+                | Self::SelectiveBase { .. }
+        );
+        let damaged = history.damaged.iter().filter(|record| record.snapshot().is_some());
+        let damaged: Vec<_> = damaged.map(ToString::to_string).collect();
+        if !lacks_base || damaged.is_empty() {
+            return self;
+        }
+        Self::Damaged { what: format!("{self}; {}", damaged.join("; ")) }
+    }
+
     /// A stable name for programs.
     pub fn code(&self) -> &'static str {
         match self {
@@ -185,6 +210,7 @@ impl Refusal {
             Self::InGap { .. } => "in-gap",
             Self::NoSnapshots => "no-snapshots",
             Self::UnknownSnapshot { .. } => "unknown-snapshot",
+            Self::Damaged { .. } => "damaged",
             Self::TwoBases { .. } => "two-bases",
             Self::BaseTooLate { .. } => "base-too-late",
             Self::BaseNotConnected { .. } => "base-not-connected",
@@ -220,6 +246,10 @@ impl Refusal {
                 "there are no snapshots; take one with `backup`".to_owned()
             }
             Self::UnknownSnapshot { nearest, .. } => format!("did you mean {}?", nearest.join(" or ")),
+            Self::Damaged { .. } => {
+                "put the record right from a copy of the repository; other snapshots can be restored, see `list`"
+                    .to_owned()
+            }
             Self::TwoBases { .. } => "name only one of the two, or give a time".to_owned(),
             Self::BaseTooLate { earlier: Some(name), .. } => format!("snapshot {name} fits"),
             Self::BaseTooLate { earlier: None, .. } => "no earlier snapshot reaches that time; see `list`".to_owned(),

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::footing::{Footing, Ground, rank};
 use crate::history::History;
-use crate::losses::{Loss, losses, selective_losses};
+use crate::losses::{self, Loss};
 use crate::merge::redundant;
 use crate::refusal::Refusal;
 use crate::refuse::unknown_snapshot;
@@ -61,6 +61,8 @@ pub enum SnapshotSort {
 pub struct Removal {
     /// Snapshots, oldest first.
     pub snapshots: Vec<SnapshotManifest>,
+    /// Snapshots that were named and cannot be read: what they hold is not known.
+    pub damaged: Vec<String>,
     /// Slices of captured log, oldest first.
     pub slices: Vec<StoredSlice>,
     /// Those of the slices that nothing is lost with, as others hold the same.
@@ -84,6 +86,8 @@ pub struct Removal {
 pub enum Need {
     /// It is the last one that leads to the end of the log that is being captured.
     Capture,
+    /// It cannot be read: what would be lost is not known, and it goes only by its name.
+    Unreadable,
     /// Restoring to these times, which are not to be lost.
     Restores {
         /// The first.
@@ -98,6 +102,8 @@ pub enum Need {
 pub struct KeptLog {
     /// The snapshot.
     pub snapshot: String,
+    /// Whether it is known that the snapshot needs it: one that cannot be read may.
+    pub known: bool,
     /// Number of slices.
     pub slices: u64,
     /// Their bytes.
@@ -111,7 +117,11 @@ pub struct KeptLog {
 impl Removal {
     /// Whether there is nothing to delete.
     pub fn is_empty(&self) -> bool {
-        self.snapshots.is_empty() && self.slices.is_empty() && self.gaps.is_empty() && self.unfinished.is_empty()
+        self.snapshots.is_empty()
+            && self.damaged.is_empty()
+            && self.slices.is_empty()
+            && self.gaps.is_empty()
+            && self.unfinished.is_empty()
     }
 
     /// Bytes stored of what is deleted.
@@ -125,6 +135,7 @@ impl Removal {
     pub fn is_covered_by(&self, told: &Self) -> bool {
         let known = |id: &str| told.snapshots.iter().any(|snapshot| snapshot.id == id);
         self.snapshots.iter().all(|snapshot| known(&snapshot.id))
+            && self.damaged.iter().all(|id| told.damaged.contains(id))
             && self.losses.iter().all(|loss| told.losses.iter().any(|other| other.covers(loss)))
     }
 }
@@ -150,6 +161,7 @@ pub fn removal(
     let (dropped, kept_snapshots) = scope.drop_snapshots(history, &ground, capturing);
     let mut removal = Removal::default();
     match wish {
+        Wish::Snapshot(id) if history.damaged_snapshot(id).is_some() => removal.damaged.push(id.clone()),
         Wish::Snapshot(id) if history.snapshot(id).is_none() => {
             removal.unfinished = unfinished.iter().filter(|unfinished| unfinished.id == *id).cloned().collect();
             if removal.unfinished.is_empty() {
@@ -161,8 +173,12 @@ pub fn removal(
         _ => {}
     }
     if let Some(bound) = scope.log {
-        let (gone, kept) = old_slices(history, &ground, &dropped, bound);
+        let (mut gone, kept) = old_slices(history, &ground, &dropped, bound);
         removal.kept_log = kept;
+        if let Some(id) = history.damaged_snapshots().next() {
+            removal.kept_log.extend(held_for(id, &gone));
+            gone.clear();
+        }
         let superfluous = if scope.tidies { superfluous(history, &gone, bound) } else { HashSet::new() };
         removal.redundant = superfluous.len() as u64;
         removal.slices =
@@ -172,6 +188,10 @@ pub fn removal(
         removal.snapshots = history.snapshots.iter().filter(|s| dropped.contains(s.id.as_str())).cloned().collect();
         removal.snapshots.sort_by_key(|snapshot| (snapshot.restore_time(), snapshot.id.clone()));
         removal.kept_snapshots = kept_snapshots;
+        let unreadable = history.damaged_snapshots().filter(|id| !removal.damaged.iter().any(|gone| gone == id));
+        if !matches!(wish, Wish::Snapshot(_)) {
+            removal.kept_snapshots.extend(unreadable.map(|id| (id.to_owned(), Need::Unreadable)));
+        }
     }
     removal.slices.sort_by(|a, b| rank(&a.name.start).cmp(&rank(&b.name.start)));
 
@@ -182,8 +202,7 @@ pub fn removal(
     }
     let ground_after = Ground::new(&after);
     removal.left = Timeline::of(&after, &ground_after).ranges;
-    removal.losses = losses(&ranges(ground.full()), &removal.left);
-    removal.losses.extend(selective_losses(&ground, &ground_after));
+    removal.losses = losses::between(&ground, &ground_after);
     Ok(removal)
 }
 
@@ -192,6 +211,7 @@ pub fn without(history: &History, removal: &Removal) -> History {
     let mut left = history.clone();
     let ids: HashSet<_> = removal.snapshots.iter().map(|snapshot| snapshot.id.as_str()).collect();
     let slices: HashSet<_> = removal.slices.iter().collect();
+    left.damaged.retain(|record| record.snapshot().is_none_or(|id| !removal.damaged.iter().any(|gone| gone == id)));
     left.snapshots.retain(|snapshot| !ids.contains(snapshot.id.as_str()));
     left.slices.retain(|slice| !slices.contains(slice));
     left.gaps.retain(|gap| !removal.gaps.contains(gap));
@@ -302,7 +322,7 @@ impl<'a> Scope<'a> {
         let of_epoch = |footings: &[&Footing<'a>]| -> Vec<Range> {
             ranges(footings.iter().copied().filter(|footing| footing.snapshot.epoch == epoch))
         };
-        let lost = losses(&of_epoch(remaining), &of_epoch(without));
+        let lost = losses::of_ranges(&of_epoch(remaining), &of_epoch(without));
         let lost = lost.into_iter().find(|loss| loss.reaches(demand))?;
         Some(Need::Restores { from: lost.first().max(demand), to: lost.last() })
     }
@@ -364,6 +384,7 @@ fn old_slices<'a>(
             Some(held) => {
                 let log = kept.entry(held.snapshot).or_insert_with(|| KeptLog {
                     snapshot: held.snapshot.to_owned(),
+                    known: true,
                     slices: 0,
                     stored_bytes: 0,
                     from: slice.name.start.time,
@@ -377,6 +398,19 @@ fn old_slices<'a>(
         }
     }
     (gone, kept.into_values().collect())
+}
+
+/// Old log that no snapshot leads through that can be read. The snapshot `id` cannot, and may lead there once its
+/// manifest is put right.
+fn held_for(id: &str, slices: &HashSet<&StoredSlice>) -> Option<KeptLog> {
+    Some(KeptLog {
+        snapshot: id.to_owned(),
+        known: false,
+        slices: slices.len() as u64,
+        stored_bytes: slices.iter().map(|slice| slice.stored_bytes).sum(),
+        from: slices.iter().map(|slice| slice.name.start.time).min()?,
+        to: slices.iter().map(|slice| slice.name.end.time).max()?,
+    })
 }
 
 /// Of what stays, the old slices whose content others hold.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hindsight_format::{EpochCause, GapRecord, Point, format_time};
+use hindsight_format::{DamagedRecord, EpochCause, GapRecord, Point, format_time};
 use jiff::Timestamp;
 
 use crate::footing::{Foothold, Footing, Ground, rank, seconds};
@@ -250,11 +250,14 @@ fn overlapping(start: &Point, end: &Point) -> String {
 fn new_history(history: &History, older: u64, newer: u64) -> String {
     let mut epochs: Vec<_> = history.epochs.iter().filter(|e| e.number > older && e.number <= newer).collect();
     epochs.sort_by_key(|epoch| epoch.number);
+    let unread = history.damaged.iter().filter_map(DamagedRecord::epoch).filter(|n| *n > older && *n <= newer);
+    let unread = unread.map(|number| format!("why epoch {number} began cannot be read"));
     let causes: Vec<_> = epochs
         .into_iter()
         .map(|epoch| match &epoch.cause {
             EpochCause::Restore(name) => format!("restore {name} replaced the data"),
         })
+        .chain(unread)
         .collect();
     if causes.is_empty() { "no record of why a new history began".to_owned() } else { causes.join(", then ") }
 }

@@ -9,9 +9,9 @@ use std::collections::HashSet;
 use common::random::*;
 use common::*;
 use hindsight_catalog::{
-    History, Loss, Need, Refusal, Removal, SnapshotSort, Target, Wish, removal, timeline, without,
+    History, Loss, Need, Refusal, Removal, SnapshotSort, Target, Wish, losses, removal, timeline, without,
 };
-use hindsight_format::{SnapshotKind, UnfinishedSnapshot};
+use hindsight_format::{DamagedRecord, Place, SnapshotKind, UnfinishedSnapshot};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -138,6 +138,7 @@ proptest! {
             let mut fewer = left.clone();
             fewer.snapshots.retain(|snapshot| snapshot.id != *id);
             match need {
+                Need::Unreadable => prop_assert!(false, "all of these can be read"),
                 Need::Capture => prop_assert!(end(&fewer, capturing.unwrap()) < end(&left, capturing.unwrap())),
                 Need::Restores { from, to } => {
                     prop_assert!(Some(number(*from)) >= demand(&history, &wish) && from <= to);
@@ -284,4 +285,63 @@ fn a_plan_covers_one_that_takes_less() {
     let more = plan(&three(), Wish::Everything { before: at(55) }, false);
     let less = plan(&three(), Wish::Everything { before: at(45) }, false);
     assert!(less.is_covered_by(&more) && !more.is_covered_by(&less) && more.is_covered_by(&more));
+}
+
+#[test]
+fn a_loss_is_told_in_the_same_words_whatever_the_reason() {
+    let told = |plan: &Removal| plan.losses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let removed = plan(&three(), Wish::Log { before: None }, false);
+    let mut damaged = three();
+    damaged.slices.clear();
+    let lost: Vec<_> = losses(&three(), &damaged).iter().map(ToString::to_string).collect();
+    assert_eq!(told(&removed), lost);
+    let (first, last) = (hindsight_format::format_time(at(11)), hindsight_format::format_time(at(30)));
+    assert_eq!(lost[0], format!("{first} - {last}"));
+    // A snapshot that no log follows.
+    let lone = losses(&history(vec![base("a", 10)], vec![]), &History::default());
+    assert_eq!(lone[0].to_string(), format!("the state at {}", hindsight_format::format_time(at(10))));
+}
+
+/// The manifest of a snapshot that cannot be read.
+fn damaged(id: &str) -> DamagedRecord {
+    let place = Place::Manifest(id.to_owned());
+    let key = format!("clusters/rs0/snapshots/{id}/manifest.json");
+    DamagedRecord { why: format!("{key} is damaged: odd"), key, place }
+}
+
+#[test]
+fn what_a_snapshot_that_cannot_be_read_may_need_stays_until_that_is_deleted_by_name() {
+    let mut history = three();
+    history.snapshots.retain(|snapshot| snapshot.id != "a");
+    history.damaged = vec![damaged("a")];
+    let cleanup = Wish::Everything { before: at(45) };
+    let held = plan(&history, cleanup.clone(), true);
+    assert!(held.is_empty(), "{held:?}");
+    assert_eq!(held.kept_snapshots.last(), Some(&("a".to_owned(), Need::Unreadable)));
+    let log = held.kept_log.last().unwrap();
+    assert_eq!((log.snapshot.as_str(), log.known, log.slices), ("a", false, 3));
+
+    // Nothing else is deleted with it; then nothing holds the log any more.
+    let named = plan(&history, Wish::Snapshot("a".into()), true);
+    assert_eq!((named.damaged.as_slice(), gone(&named)), (["a".to_owned()].as_slice(), (vec![], vec![])));
+    assert!(!named.is_covered_by(&held) && named.is_covered_by(&named));
+    let left = without(&history, &named);
+    assert!(left.damaged.is_empty());
+    assert_eq!(gone(&plan(&left, cleanup, true)).1, [(0, 10), (10, 20), (20, 30)]);
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_read_is_refused_and_the_others_are_restored_from() {
+    let mut history = three();
+    history.snapshots.retain(|snapshot| snapshot.id != "b");
+    history.damaged = vec![damaged("b")];
+    let plan = |target| hindsight_catalog::plan(&history, &target, None, at(100));
+    let refused = plan(Target::Snapshot("b".into())).unwrap_err();
+    assert!(matches!(refused, Refusal::Damaged { .. }) && refused.to_string().contains("snapshots/b/manifest.json"));
+    assert_eq!(plan(Target::Before(at(35))).unwrap().base.id, "a");
+    // One that may have led there is named.
+    history.snapshots.clear();
+    let refused = hindsight_catalog::plan(&history, &Target::Before(at(35)), None, at(100)).unwrap_err();
+    assert!(refused.to_string().contains("no base snapshot found"), "{refused}");
+    assert!(refused.to_string().contains("snapshots/b/manifest.json is damaged"), "{refused}");
 }

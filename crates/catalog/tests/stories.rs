@@ -5,7 +5,9 @@
 mod common;
 
 use common::*;
-use hindsight_catalog::{Cut, History, Nearest, Refusal, RestorePlan, Target, Timeline, chains, lost, plan, timeline};
+use hindsight_catalog::{
+    Cut, History, Nearest, Refusal, RestorePlan, Target, Timeline, chains, losses, plan, timeline,
+};
 use hindsight_format::{SnapshotManifest, StoredSlice};
 
 const NOW: i64 = 1_000;
@@ -486,8 +488,7 @@ fn a_hundred_thousand_slices_take_no_time() {
 fn lost_without(history: &History, gone: impl Fn(&StoredSlice) -> bool) -> Vec<(u64, i64, i64)> {
     let mut less = history.clone();
     less.slices.retain(|slice| !gone(slice));
-    let lost = lost(&timeline(history), &timeline(&less));
-    lost.iter().map(|lost| (lost.epoch, number(lost.from), number(lost.to))).collect()
+    losses(history, &less).iter().map(|loss| (loss.epoch, number(loss.first()), number(loss.last()))).collect()
 }
 
 #[test]

@@ -56,6 +56,11 @@ impl Context {
         self.settings.uri.as_ref()
     }
 
+    /// Where the agent offers its metrics, as the environment or the file say.
+    pub(crate) fn metrics_listen(&self) -> Option<&str> {
+        self.settings.metrics_listen.as_deref()
+    }
+
     /// The repository; none when there is none yet.
     pub(crate) async fn repository(&self) -> Result<Option<Repository>, Failure> {
         Ok(Repository::open(self.spec()).await?)

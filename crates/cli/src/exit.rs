@@ -118,6 +118,7 @@ impl From<EngineError> for Failure {
         let exit = match error.kind {
             FailureKind::Unreachable => Exit::Unreachable,
             FailureKind::Authentication | FailureKind::Privilege => Exit::Denied,
+            FailureKind::Address => Exit::Usage,
             FailureKind::Unsupported => Exit::Refused,
             FailureKind::Damaged => Exit::Damaged,
             FailureKind::Repository => Exit::Repository,
@@ -131,6 +132,7 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let exit = match &refusal {
             Refusal::UnknownSnapshot { .. } => Exit::Unknown,
+            Refusal::Damaged { .. } => Exit::Damaged,
             Refusal::TwoBases { .. } => Exit::Usage,
             _ => Exit::Refused,
         };

@@ -13,6 +13,7 @@ mod engines;
 mod exit;
 mod identity;
 mod logging;
+mod metrics;
 mod output;
 mod progress;
 mod report;

@@ -22,6 +22,8 @@ pub(crate) struct Settings {
     pub(crate) repository: RepositorySpec,
     /// Files with private keys for a sealed repository.
     pub(crate) identity: Vec<PathBuf>,
+    /// Where the agent offers its metrics.
+    pub(crate) metrics_listen: Option<String>,
     /// The cluster that was named.
     pub(crate) cluster: Option<String>,
     /// What the user should hear about the settings.
@@ -36,6 +38,7 @@ pub(crate) struct Settings {
 struct File {
     repository: Option<String>,
     identity: Option<PathBuf>,
+    metrics_listen: Option<String>,
     s3: S3Options,
     clusters: BTreeMap<String, FileCluster>,
 }
@@ -70,7 +73,8 @@ impl Settings {
         if identity.is_empty() {
             identity.extend(variable("HINDSIGHT_IDENTITY").map(PathBuf::from).or(file.identity));
         }
-        Ok(Self { uri, repository, identity, cluster, warnings, known })
+        let metrics_listen = variable("HINDSIGHT_METRICS_LISTEN").or(file.metrics_listen);
+        Ok(Self { uri, repository, identity, metrics_listen, cluster, warnings, known })
     }
 
     /// No database was named: the ways to do so.

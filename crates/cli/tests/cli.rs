@@ -336,6 +336,24 @@ fn ctrl_c_ends_a_command_that_waits_for_a_server_that_does_not_answer() {
 }
 
 #[test]
+fn a_connection_string_that_cannot_be_used_is_a_matter_of_usage() {
+    let cli = Cli::new("mongodb://127.0.0.1:1/");
+    for uri in [
+        "mongodb://127.0.0.1:1/?replicaSet",
+        "mongodb://127.0.0.1:1/?maxPoolSize=many",
+        "mongodb://127.0.0.1:1/?tls=perhaps",
+        "postgres://127.0.0.1:1/",
+        "127.0.0.1:1",
+    ] {
+        for verb in ["backup", "agent"] {
+            let ran = cli.run(&format!("{verb} --uri {uri}")).ends(2, "");
+            assert!(ran.err.contains("connection string") && ran.err.contains("hint"), "{ran}");
+        }
+    }
+    assert!(!cli.repository().exists());
+}
+
+#[test]
 fn versions_and_completions_need_nothing() {
     let cli = Cli::new("nonsense");
     assert_eq!(cli.ok("version --short").trim(), env!("CARGO_PKG_VERSION"));

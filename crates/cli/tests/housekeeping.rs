@@ -80,6 +80,30 @@ async fn a_cleanup_that_was_killed_leaves_the_truth_and_the_next_one_finishes_it
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_deleted_from_under_a_verification() {
+    let set = ReplicaSet::single().await.unwrap();
+    let (server, cli) = in_bucket(&set);
+    let client = set.client().await.unwrap();
+    client.database("shop").collection::<Document>("orders").insert_one(doc! {"_id": 1}).await.unwrap();
+    let name = cli.json("backup")["name"].as_str().unwrap().to_owned();
+    server.faults().plan(S3Op::Get, "catalog", 1000, Fault::Delay(Duration::from_secs(2)));
+    let verifying = cli.start("verify");
+    let leases = server.file(BUCKET, "clusters/rs0/leases");
+    let reads = || {
+        std::fs::read_dir(&leases)
+            .ok()?
+            .flatten()
+            .find(|entry| entry.file_name().to_string_lossy().starts_with("reading."))
+    };
+    wait_for("the right to read", reads);
+    cli.run(&format!("delete-backup {name} -y")).ends(4, "another operation in progress: verification");
+    verifying.ended().ends(0, "Nothing is damaged");
+    server.faults().clear();
+    assert!(reads().is_none_or(|folder| files(&folder.path()) == 0), "the right was not given back");
+    cli.run(&format!("delete-backup {name} -y")).ends(0, "Deleted: 1 snapshot");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backup_is_cancelled_from_another_process_and_leaves_nothing() {
     let set = ReplicaSet::single().await.unwrap();
     let (server, cli) = in_bucket(&set);

@@ -27,6 +27,8 @@ pub enum FailureKind {
     Authentication,
     /// The user lacks a privilege.
     Privilege,
+    /// The connection string cannot be used.
+    Address,
     /// This cannot be protected, or not be restored there.
     Unsupported,
     /// The server refused or failed.

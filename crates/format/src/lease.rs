@@ -87,6 +87,8 @@ pub enum OperationKind {
     Capture,
     /// Deleting what is not needed any more.
     Cleanup,
+    /// Reading what is stored, to make sure of it.
+    Verify,
 }
 
 impl std::fmt::Display for OperationKind {
@@ -97,6 +99,7 @@ impl std::fmt::Display for OperationKind {
             Self::Replay => "oplog replay",
             Self::Capture => "capture",
             Self::Cleanup => "cleanup",
+            Self::Verify => "verification",
         })
     }
 }

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod config;
+mod damaged;
 mod footer;
 mod journal;
 mod keys;
@@ -20,6 +21,7 @@ mod snapshot;
 
 pub use cluster::{ClusterDescriptor, ClusterIdentity, EpochCause, EpochRecord, GapRecord, StoredGap};
 pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreConfig, RetentionConfig};
+pub use damaged::DamagedRecord;
 pub use footer::{Footer, FrameEntry, LogSummary, ObjectKind, OpCounts};
 pub use journal::{JournalBatch, JournalLine, Severity};
 pub use keys::{Keys, NameError, check_name};

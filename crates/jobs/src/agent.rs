@@ -12,7 +12,8 @@ use hindsight_format::{
     ClusterConfig, GapRecord, LeaseRecord, Operation, OperationKind, Point, RestoreState, StoredSlice, format_time,
 };
 use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -20,9 +21,10 @@ use tracing::Instrument;
 use crate::backup::{BackupRequest, backup};
 use crate::capture::{Capture, Place};
 use crate::journal::job;
+use crate::metrics::Metrics;
 use crate::operation::OPERATION_LEASE;
 use crate::retention::keep_to_the_rules;
-use crate::room::{LITTLE_TIME, Pace, time_left};
+use crate::room::Room;
 use crate::{JobError, Result, merge, overview};
 
 /// Name of the lease under which one agent captures.
@@ -70,6 +72,7 @@ pub struct Agent {
     engine: Arc<dyn Engine>,
     cluster: ClusterRepository,
     tuning: Tuning,
+    metrics: Arc<Metrics>,
 }
 
 /// Why capture rests.
@@ -97,7 +100,13 @@ impl std::fmt::Display for Rest {
 impl Agent {
     /// An agent for the cluster that `engine` is connected to, kept in `cluster`.
     pub fn new(engine: Arc<dyn Engine>, cluster: ClusterRepository) -> Self {
-        Self { engine, cluster, tuning: Tuning::default() }
+        let metrics = Arc::new(Metrics::new(cluster.name()));
+        Self { engine, cluster, tuning: Tuning::default(), metrics }
+    }
+
+    /// What it does, in figures.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
     }
 
     /// The same with other times.
@@ -130,6 +139,7 @@ impl Agent {
                     told = rest;
                 }
                 Err(error) => {
+                    self.metrics.failed(&error);
                     tracing::error!(hint = error.hint(), "{error}");
                     told = None;
                     self.pause(self.tuning.retry_pause, &cancel).await;
@@ -166,6 +176,7 @@ impl Agent {
     }
 
     async fn must_rest(&self, config: &ClusterConfig) -> Result<Option<Rest>> {
+        self.metrics.enabled(config.pitr.enabled);
         if !config.pitr.enabled {
             return Ok(Some(Rest::SwitchedOff));
         }
@@ -178,10 +189,16 @@ impl Agent {
         }
         let epoch = self.cluster.current_epoch().await?;
         if epoch > 1 {
-            let restores = self.cluster.restores().await?;
-            let newest = restores.into_iter().rev().find(|record| record.new_epoch == Some(epoch));
-            if let Some(record) = newest.filter(|record| record.touched && record.state != RestoreState::Success) {
-                return Ok(Some(Rest::HalfRestored(record.id)));
+            let restores = self.cluster.list_restores().await?;
+            let newest = restores.records.iter().rev().find(|record| record.new_epoch == Some(epoch));
+            match newest {
+                Some(record) if record.touched && record.state != RestoreState::Success => {
+                    return Ok(Some(Rest::HalfRestored(record.id.clone())));
+                }
+                Some(_) => {}
+                // The restore that began the epoch may be one whose record cannot be read: how it ended is not known.
+                None if restores.damaged.is_empty() => {}
+                None => drop(self.cluster.restores().await?),
             }
         }
         Ok(None)
@@ -203,75 +220,90 @@ impl Agent {
         let stream = probe.streams.first().cloned().unwrap_or_default();
         let place = Place { cluster: self.cluster.clone(), stream: stream.clone(), epoch };
         let history = overview::history(&self.cluster).await?;
+        overview::warn_of_damage(&history);
         let (reader, start) = self.open(&history, &place).await?;
         tracing::info!(cluster = self.cluster.name(), epoch, after = %start, "capture begins");
         let mut slices: Vec<StoredSlice> =
             history.slices.into_iter().filter(|slice| slice.stream == stream && slice.epoch == epoch).collect();
         slices.retain(|slice| slice.name.end.position.order() <= start.position.order());
         let chain_start = chain_start(&slices, &place, &start);
-        let mut capture = Capture::new(place, lease.clone(), self.tuning, reader, start);
-
-        let mut config = config;
-        let mut polled = Instant::now();
-        let mut merged = Instant::now();
+        let mut capture = Capture::new(place, lease.clone(), self.tuning, self.metrics.clone(), reader, start.clone());
         let mut snapshot = Snapshots::new(self.clone(), chain_start, epoch);
-        let mut room = Room::new(self.clone());
-        loop {
-            let ended = tokio::select! {
-                step = capture.step(&config.pitr) => step.map(|()| None),
-                () = cancel.cancelled() => Ok(Some("asked to stop")),
-                () = lost(&lease) => Ok(Some("another agent took over")),
-            };
-            let mut ended = ended?;
-            room.look(capture.read, &capture.durable).await;
-            if ended.is_none() && polled.elapsed() >= self.tuning.poll {
-                polled = Instant::now();
-                match self.look_around(epoch).await {
-                    Ok(Ok(fresh)) => {
-                        config = fresh;
-                        snapshot.tend(cancel).await;
-                    }
-                    Ok(Err(why)) => ended = Some(why),
-                    // The repository is away: what is captured waits, and so does this.
-                    Err(error) => tracing::debug!(%error, "the repository does not answer"),
-                }
-            }
-            if let Some(why) = ended {
-                tracing::info!("capture ends: {why}");
-                snapshot.stop().await;
-                if lease.lost().is_cancelled() {
-                    return Ok(());
-                }
-                let head = self.engine.probe().await.ok().map(|probe| probe.head);
-                let durable = capture.finish(&config.pitr, head.as_ref()).await?;
-                tracing::info!(until = %durable, "everything captured is stored");
-                return Ok(());
-            }
-            if merged.elapsed() >= self.tuning.merge_every {
-                merged = Instant::now();
-                slices.append(&mut capture.take_settled());
-                let pitr = &config.pitr;
-                match merge::merge(
-                    &self.cluster,
-                    &lease,
-                    slices.clone(),
-                    pitr.oplog_span_min,
-                    pitr.compression_level,
-                    None,
-                )
-                .await
-                {
-                    Ok(left) => slices = left,
-                    // Somebody deleted what is too old.
-                    Err(JobError::Repository(error)) if error.is_missing() => {
-                        match self.cluster.slices_from(&stream, epoch, None).await {
-                            Ok(stored) => slices.retain(|slice| stored.contains(slice)),
-                            Err(error) => tracing::debug!(%error, "the repository does not answer"),
+        let (tell, told) = watch::channel((0, start));
+        let room = Room::new(self.engine.clone(), self.metrics.clone(), told, self.tuning.room_every);
+        let _running = self.metrics.running();
+        let mut config = config;
+        let following = async {
+            let mut polled = Instant::now();
+            let mut merged = Instant::now();
+            loop {
+                let ended = tokio::select! {
+                    step = capture.step(&config.pitr) => step.map(|()| None),
+                    () = cancel.cancelled() => Ok(Some("asked to stop")),
+                    () = lost(&lease) => Ok(Some("another agent took over")),
+                };
+                let mut ended = ended?;
+                tell.send_replace((capture.read, capture.durable.clone()));
+                if ended.is_none() && polled.elapsed() >= self.tuning.poll {
+                    polled = Instant::now();
+                    match self.look_around(epoch).await {
+                        Ok(Ok(fresh)) => {
+                            config = fresh;
+                            snapshot.tend(cancel).await;
+                        }
+                        Ok(Err(why)) => ended = Some(why),
+                        // The repository is away: what is captured waits, and so does this.
+                        Err(error) => {
+                            self.metrics.failed(&error);
+                            tracing::debug!(%error, "the repository does not answer");
                         }
                     }
-                    Err(error) => tracing::warn!(%error, "slices could not be merged"),
+                }
+                if let Some(why) = ended {
+                    tracing::info!("capture ends: {why}");
+                    snapshot.stop().await;
+                    if lease.lost().is_cancelled() {
+                        return Ok(());
+                    }
+                    let head = self.engine.probe().await.ok().map(|probe| probe.head);
+                    let durable = capture.finish(&config.pitr, head.as_ref()).await?;
+                    tracing::info!(until = %durable, "everything captured is stored");
+                    return Ok(());
+                }
+                if merged.elapsed() >= self.tuning.merge_every {
+                    merged = Instant::now();
+                    slices.append(&mut capture.take_settled());
+                    let pitr = &config.pitr;
+                    match merge::merge(
+                        &self.cluster,
+                        &lease,
+                        slices.clone(),
+                        pitr.oplog_span_min,
+                        pitr.compression_level,
+                        None,
+                    )
+                    .await
+                    {
+                        Ok(left) => slices = left,
+                        // Somebody deleted what is too old.
+                        Err(JobError::Repository(error)) if error.is_missing() => {
+                            match self.cluster.slices_from(&stream, epoch, None).await {
+                                Ok(stored) => slices.retain(|slice| stored.contains(slice)),
+                                Err(error) => tracing::debug!(%error, "the repository does not answer"),
+                            }
+                        }
+                        Err(error) => {
+                            self.metrics.failed(&error);
+                            tracing::warn!(%error, "slices could not be merged");
+                        }
+                    }
                 }
             }
+        };
+        tokio::select! {
+            ended = following => ended,
+            // Beside it: the server's log rolls over while a store that is away holds the capture back.
+            () = room.watch() => Ok(()),
         }
     }
 
@@ -347,44 +379,6 @@ fn chain_start(slices: &[StoredSlice], place: &Place, start: &Point) -> Point {
     chain.map_or_else(|| start.clone(), |chain| chain.start)
 }
 
-/// Warns long before the server's log rolls over what is not captured yet.
-struct Room {
-    agent: Agent,
-    pace: Pace,
-    looked: Instant,
-    /// The time left when it was warned of last.
-    warned: Option<SignedDuration>,
-}
-
-impl Room {
-    fn new(agent: Agent) -> Self {
-        Self { agent, pace: Pace::default(), looked: Instant::now(), warned: None }
-    }
-
-    /// Looks from time to time. Never fails: a server that is away is found out elsewhere.
-    async fn look(&mut self, read: u64, durable: &Point) {
-        let rate = self.pace.note(Instant::now(), read);
-        if self.looked.elapsed() < self.agent.tuning.room_every {
-            return;
-        }
-        self.looked = Instant::now();
-        let Ok(probe) = self.agent.engine.probe().await else { return };
-        let Some(left) = time_left(&probe, durable, rate) else { return };
-        // Again each time that it has halved.
-        let is_due = left < self.warned.map_or(LITTLE_TIME, |warned| warned / 2);
-        if is_due {
-            self.warned = Some(left);
-            tracing::warn!(
-                "the server's own log holds what is not captured yet (after {durable}) for {} s longer at its present pace: enlarge it, \
-                 or see what holds the capture back",
-                left.as_secs()
-            );
-        } else if left >= LITTLE_TIME {
-            self.warned = None;
-        }
-    }
-}
-
 async fn lost(lease: &Lease) {
     lease.lost().cancelled().await;
 }
@@ -424,15 +418,19 @@ impl Snapshots {
                     let progress = Progress::default();
                     match backup(&*agent.engine, &agent.cluster, &BackupRequest::default(), &progress, &cancelled).await
                     {
-                        Ok(manifest) => tracing::info!(
-                            snapshot = manifest.id,
-                            at = format_time(manifest.restore_time()),
-                            "snapshot taken"
-                        ),
+                        Ok(manifest) => {
+                            agent.metrics.snapshot(&manifest);
+                            let at = format_time(manifest.restore_time());
+                            tracing::info!(snapshot = manifest.id, at, "snapshot taken");
+                        }
                         Err(JobError::Busy(record)) => {
                             tracing::info!("no snapshot yet: a {} is running", record.operation.kind)
                         }
-                        Err(error) => tracing::error!(hint = error.hint(), "no snapshot could be taken: {error}"),
+                        Err(error) => {
+                            agent.metrics.snapshot_failed();
+                            agent.metrics.failed(&error);
+                            tracing::error!(hint = error.hint(), "no snapshot could be taken: {error}");
+                        }
                     }
                 };
                 let task = tokio::spawn(work.in_current_span());
@@ -443,7 +441,7 @@ impl Snapshots {
     }
 
     async fn has_base(&self) -> Result<bool> {
-        let snapshots = self.agent.cluster.snapshots().await?;
+        let snapshots = self.agent.cluster.list_snapshots().await?.records;
         Ok(snapshots.iter().filter(|s| s.epoch == self.epoch && s.namespaces.is_empty()).any(|snapshot| {
             snapshot.streams.values().all(|part| part.last.position.order() >= self.chain_start.position.order())
         }))

@@ -6,13 +6,14 @@ use std::time::Duration;
 use hindsight_engine::{EngineError, FailureKind, LogBuffer, LogReader};
 use hindsight_format::{PitrConfig, Point, SliceName, StoredSlice};
 use hindsight_repository::{ClusterRepository, Lease};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::Result;
 use crate::agent::Tuning;
+use crate::metrics::Metrics;
 
 /// Bytes of log after which a slice is stored whatever its age.
 const SLICE: usize = 16 << 20;
@@ -37,6 +38,7 @@ pub(crate) struct Capture {
     place: Place,
     lease: Arc<Lease>,
     tuning: Tuning,
+    metrics: Arc<Metrics>,
     reader: Box<dyn LogReader>,
     buffer: LogBuffer,
     /// When the first record that matters came into the buffer.
@@ -60,6 +62,7 @@ impl Capture {
         place: Place,
         lease: Arc<Lease>,
         tuning: Tuning,
+        metrics: Arc<Metrics>,
         reader: Box<dyn LogReader>,
         start: Point,
     ) -> Self {
@@ -67,6 +70,7 @@ impl Capture {
             place,
             lease,
             tuning,
+            metrics,
             reader,
             buffer: LogBuffer::starting_at(start.clone()),
             waiting_since: None,
@@ -92,9 +96,14 @@ impl Capture {
         if self.buffer.substantial && self.waiting_since.is_none() {
             self.waiting_since = Some(Instant::now());
         }
+        if self.storing.as_ref().is_some_and(|storing| storing.task.is_finished()) {
+            self.settle().await?;
+        }
         if self.is_due(config) {
             self.flush(config).await?;
         }
+        let all_is_stored = !self.buffer.substantial && self.storing.is_none();
+        self.metrics.captured_until(if all_is_stored { Timestamp::now() } else { self.durable.time });
         Ok(())
     }
 
@@ -142,6 +151,7 @@ impl Capture {
             config.compression_level,
             replaces,
             self.tuning.retry_pause,
+            self.metrics.clone(),
         );
         self.storing = Some(Storing { task: tokio::spawn(work.in_current_span()), idle: !full });
         if full { Ok(()) } else { self.settle().await }
@@ -159,6 +169,7 @@ impl Capture {
         self.stored.retain(|known| known.name.start != slice.name.start);
         self.stored.push(slice.clone());
         self.durable = slice.name.end.clone();
+        self.metrics.stored(slice.stored_bytes);
         self.lease.set_detail(format!("captured until {}", self.durable));
         tracing::debug!(slice = %slice.name, bytes = slice.stored_bytes, "stored");
         Ok(())
@@ -187,6 +198,7 @@ async fn store(
     level: i32,
     replaces: Option<StoredSlice>,
     pause: Duration,
+    metrics: Arc<Metrics>,
 ) -> Result<StoredSlice> {
     let Place { cluster, stream, epoch } = place;
     let mut told = false;
@@ -205,6 +217,7 @@ async fn store(
                 return Ok(slice);
             }
             Err(error) => {
+                metrics.upload_failed();
                 if lease.lost().is_cancelled() {
                     return Err(error.into());
                 }

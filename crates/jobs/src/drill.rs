@@ -10,12 +10,13 @@ use hindsight_catalog::{RestorePlan, Target, plan};
 use hindsight_engine::{
     Engine, EngineError, Examined, FailureKind, Gate, Job, Progress, Scratch, ScratchRequest, Selection,
 };
-use hindsight_format::{ProofKind, ProofRecord, RestoreTotals};
+use hindsight_format::{OperationKind, ProofKind, ProofRecord, RestoreTotals};
 use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::journal::RESULT;
+use crate::operation::while_reading;
 use crate::overview::history;
 use crate::proof::Draft;
 use crate::restore::{RestoreRequest, options, restore_point, run_planned};
@@ -63,6 +64,18 @@ impl Gate for Open {
 /// result as evidence. A restore that fails for what is stored, and data that are not as they should be, are no errors
 /// but results; that no server can be started, or the repository is away, is one.
 pub async fn drill(
+    engine: &Arc<dyn Engine>,
+    cluster: &ClusterRepository,
+    request: &DrillRequest,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<Drilled> {
+    let cancel = cancel.child_token();
+    let work = try_and_tell(engine, cluster, request, progress, &cancel);
+    while_reading(cluster, OperationKind::Verify, &cancel, work).await
+}
+
+async fn try_and_tell(
     engine: &Arc<dyn Engine>,
     cluster: &ClusterRepository,
     request: &DrillRequest,

@@ -62,6 +62,7 @@ impl JobError {
             Self::Repository(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. }) => {
                 Some(FailureKind::Damaged)
             }
+            Self::Refused(Refusal::Damaged { .. }) => Some(FailureKind::Damaged),
             Self::Repository(_) => Some(FailureKind::Repository),
             Self::Interrupted { cause, .. } => cause.kind(),
             _ => None,

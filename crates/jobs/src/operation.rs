@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hindsight_format::{CancelRequest, Operation, OperationKind};
+use hindsight_format::{CancelRequest, Operation, OperationKind, format_time};
 use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -109,7 +109,11 @@ impl Reading {
         cancel: &CancellationToken,
     ) -> Result<Self> {
         let lease = acquire(cluster, &format!("{READING}{id}"), kind, id).await?;
-        let running = cluster.lease_state(OPERATION_LEASE).await?;
+        let running = match cluster.lease_state(OPERATION_LEASE).await {
+            // Nobody can take a lease whose state cannot be read: there is no cleanup.
+            Err(error) if error.is_unreadable() => None,
+            state => state?,
+        };
         let running = running.filter(|record| cluster.lease_is_live(OPERATION_LEASE, record));
         let reading = Self { lease, cluster: cluster.clone() };
         if let Some(record) = running.filter(|record| record.operation.kind == OperationKind::Cleanup) {
@@ -126,6 +130,25 @@ impl Reading {
         self.lease.release().await?;
         Ok(self.cluster.forget_lease(&name).await?)
     }
+}
+
+/// Does `work`, which reads what is stored; nothing is deleted meanwhile. It ends with `cancel`, which is cancelled
+/// when the right is lost, and afterwards.
+pub(crate) async fn while_reading<T>(
+    cluster: &ClusterRepository,
+    kind: OperationKind,
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    // Several may read at the same time.
+    let id = format!("{}-{:08x}", format_time(Timestamp::now()), rand::random::<u32>());
+    let reading = Reading::take(cluster, kind, &id, cancel).await?;
+    let done = work.await;
+    cancel.cancel();
+    if let Err(error) = reading.release().await {
+        tracing::debug!(%error, "the right to read runs out by itself");
+    }
+    done
 }
 
 /// Makes sure that nobody reads what `cluster` has stored, for a cleanup that holds the right to it;

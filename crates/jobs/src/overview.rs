@@ -1,7 +1,9 @@
 //! What there is and what goes on: the basis of `list` and `status`.
 
 use hindsight_catalog::{History, Timeline, timeline};
-use hindsight_format::{ClusterConfig, ClusterDescriptor, LeaseRecord, Point, ProofRecord, RestoreRecord};
+use hindsight_format::{
+    ClusterConfig, ClusterDescriptor, DamagedRecord, LeaseRecord, Point, ProofRecord, RestoreRecord,
+};
 use hindsight_repository::ClusterRepository;
 
 use crate::Result;
@@ -23,6 +25,8 @@ pub struct Overview {
     pub epoch: u64,
     /// Restores of its history, oldest first.
     pub restores: Vec<RestoreRecord>,
+    /// Records that cannot be read: whatever does not need them is shown all the same.
+    pub damaged: Vec<DamagedRecord>,
     /// Verifications and drills, oldest first.
     pub proofs: Vec<ProofRecord>,
     /// The backup or restore that runs.
@@ -52,8 +56,16 @@ pub enum Captured {
 pub async fn history(cluster: &ClusterRepository) -> Result<History> {
     // Slices first: a snapshot that is stored meanwhile is then at worst not connected yet.
     let slices = cluster.slices().await?;
-    let (snapshots, epochs, gaps) = futures::try_join!(cluster.snapshots(), cluster.epochs(), cluster.gaps())?;
-    Ok(History { cluster: cluster.name().to_owned(), snapshots, slices, epochs, gaps })
+    let (snapshots, epochs, gaps) =
+        futures::try_join!(cluster.list_snapshots(), cluster.list_epochs(), cluster.gaps())?;
+    let damaged = [snapshots.damaged, epochs.damaged].concat();
+    let (snapshots, epochs) = (snapshots.records, epochs.records);
+    Ok(History { cluster: cluster.name().to_owned(), snapshots, slices, epochs, gaps, damaged })
+}
+
+/// Warns of what is damaged, and so is left out.
+pub(crate) fn warn_of_damage(history: &History) {
+    history.damaged.iter().for_each(|record| tracing::warn!("{record}"));
 }
 
 /// Reads everything about a cluster.
@@ -62,7 +74,7 @@ pub async fn overview(cluster: &ClusterRepository) -> Result<Overview> {
     let (descriptor, config, restores, proofs, operation, capture) = futures::try_join!(
         cluster.descriptor(),
         cluster.config(),
-        cluster.restores(),
+        cluster.list_restores(),
         cluster.proofs(),
         cluster.lease_state(OPERATION_LEASE),
         cluster.lease_state(CAPTURE_LEASE),
@@ -73,8 +85,9 @@ pub async fn overview(cluster: &ClusterRepository) -> Result<Overview> {
         config: config.1,
         timeline: timeline(&history),
         epoch: cluster.current_epoch().await?,
+        damaged: [history.damaged.as_slice(), &restores.damaged].concat(),
         history,
-        restores,
+        restores: restores.records,
         proofs,
         operation: operation.filter(|lease| live(OPERATION_LEASE, lease)),
         capture: match capture {

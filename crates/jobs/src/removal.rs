@@ -10,7 +10,7 @@ use tracing::Instrument;
 
 use crate::journal::{RESULT, job};
 use crate::operation::{Exclusive, OPERATION_LEASE, without_readers};
-use crate::overview::history;
+use crate::overview::{history, warn_of_damage};
 use crate::{JobError, Result};
 
 /// A plan is made anew this often until it comes out the same twice.
@@ -27,7 +27,11 @@ pub async fn propose_removal(cluster: &ClusterRepository, wish: &Wish) -> Result
     let after = running(cluster).await?;
     unfinished.retain(|unfinished| ![&before, &after].iter().any(|id| id.as_ref() == Some(&unfinished.id)));
     let capturing = capturing(cluster).await?;
-    Ok(removal(&history(cluster).await?, &unfinished, wish, capturing)?)
+    let history = history(cluster).await?;
+    if !matches!(wish, Wish::Retention { .. }) {
+        warn_of_damage(&history);
+    }
+    Ok(removal(&history, &unfinished, wish, capturing)?)
 }
 
 /// What unfinished snapshots `wish` can mean.
@@ -137,6 +141,11 @@ async fn carry_out(
         tracing::info!(target: RESULT, "snapshot {} is deleted", snapshot.id);
         progress.add(snapshot.totals.stored_bytes);
     }
+    for id in &plan.damaged {
+        check()?;
+        cluster.delete_snapshot(id).await?;
+        tracing::info!(target: RESULT, "snapshot {id}, which could not be read, is deleted");
+    }
     for slice in &plan.slices {
         check()?;
         exclusive.tell(&format!("deleting log up to {}", format_time(slice.name.end.time)));
@@ -172,14 +181,13 @@ fn event(wish: &Wish) -> &'static str {
 fn in_words(plan: &Removal) -> String {
     let mut text = format!(
         "snapshots: {}, slices of log: {}, unfinished snapshots: {}, bytes: {}",
-        plan.snapshots.len(),
+        plan.snapshots.len() + plan.damaged.len(),
         plan.slices.len(),
         plan.unfinished.len(),
         plan.stored_bytes()
     );
     for loss in &plan.losses {
-        let (from, to) = (format_time(loss.first()), format_time(loss.last()));
-        text.push_str(&format!("; {from} - {to} can no longer be restored"));
+        text.push_str(&format!("; {loss} can no longer be restored"));
     }
     text
 }

@@ -13,7 +13,7 @@ use crate::backup::new_name;
 use crate::journal::{RESULT, job};
 use crate::operation::{Exclusive, Reading};
 use crate::overview::history;
-use crate::restore::require_open_slices;
+use crate::restore::{require_open_slices, restore_names};
 
 /// What stands in a record where a restore names its snapshot.
 const NO_SNAPSHOT: &str = "-";
@@ -68,7 +68,7 @@ pub async fn replay(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(RestoreRecord, ReplayTotals)> {
-    let used = plan.source.restores().await?.into_iter().map(|record| record.id).collect();
+    let used = restore_names(&plan.source).await?;
     let id = new_name(used);
     let place = plan.target.as_ref().unwrap_or(&plan.source);
     let work = async {

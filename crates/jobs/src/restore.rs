@@ -9,8 +9,8 @@ use futures::{StreamExt, TryStreamExt};
 use hindsight_catalog::{Cut, RestorePlan, Target, plan};
 use hindsight_engine::{Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Selection};
 use hindsight_format::{
-    EpochCause, FORMAT_VERSION, LeaseRecord, OperationKind, RestoreRecord, RestoreState, RestoreTotals, StoredSlice,
-    format_time,
+    EpochCause, FORMAT_VERSION, LeaseRecord, OperationKind, Place, RestoreRecord, RestoreState, RestoreTotals,
+    StoredSlice, format_time,
 };
 use hindsight_repository::{ClusterRepository, DEFAULT_TTL, Error as RepositoryError, Repository};
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ use crate::agent::CAPTURE_LEASE;
 use crate::backup::new_name;
 use crate::journal::{RESULT, job};
 use crate::operation::{Exclusive, Reading};
-use crate::overview::history;
+use crate::overview::{history, warn_of_damage};
 use crate::{JobError, Result};
 
 /// MiB of folded log in memory where the settings say nothing.
@@ -92,7 +92,9 @@ pub async fn propose(
     source: &ClusterRepository,
     request: RestoreRequest,
 ) -> Result<Proposal> {
-    let plan = plan(&history(source).await?, &request.target, request.base.as_deref(), Timestamp::now())?;
+    let history = history(source).await?;
+    warn_of_damage(&history);
+    let plan = plan(&history, &request.target, request.base.as_deref(), Timestamp::now())?;
     require_open(source, &plan).await?;
     let preview = engine.prepare_restore(source, &plan, &request.selection).await?;
     let known = repository.clusters().await?;
@@ -184,7 +186,7 @@ pub async fn restore(
     cancel: &CancellationToken,
 ) -> Result<RestoreRecord> {
     let source = &proposal.source;
-    let used = source.restores().await?.into_iter().map(|record| record.id).collect();
+    let used = restore_names(source).await?;
     let id = new_name(used);
     // What is written to must not be used by others meanwhile; what is read may.
     let place = proposal.target.as_ref().unwrap_or(source);
@@ -208,6 +210,16 @@ pub async fn restore(
         done
     };
     work.instrument(job("restore", Some(&id))).await
+}
+
+/// Names that restores have, whether or not their records can be read.
+pub(crate) async fn restore_names(source: &ClusterRepository) -> Result<Vec<String>> {
+    let restores = source.list_restores().await?;
+    let damaged = restores.damaged.into_iter().filter_map(|record| match record.place {
+        Place::Restore(id) => Some(id),
+        _ => None,
+    });
+    Ok(restores.records.into_iter().map(|record| record.id).chain(damaged).collect())
 }
 
 /// With the rights that are needed: nobody else works on what is written to, and nothing is deleted

@@ -1,12 +1,16 @@
 //! How long a server's own log still holds what is not captured yet.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use hindsight_engine::Probe;
+use hindsight_engine::{Engine, Probe};
 use hindsight_format::Point;
 use jiff::SignedDuration;
+use tokio::sync::watch;
 use tokio::time::Instant;
+
+use crate::metrics::Metrics;
 
 /// Less time than this is worth a warning.
 pub const LITTLE_TIME: SignedDuration = SignedDuration::from_hours(1);
@@ -30,6 +34,58 @@ pub fn time_left(probe: &Probe, captured: &Point, rate: Option<f64>) -> Option<S
     let promised = room.kept_secs as f64 - behind;
     // Years are as good as for ever.
     SignedDuration::try_from_secs_f64((free / rate).max(promised).clamp(0.0, 1e10)).ok()
+}
+
+/// Warns long before the server's log rolls over what is not captured yet.
+pub(crate) struct Room {
+    engine: Arc<dyn Engine>,
+    metrics: Arc<Metrics>,
+    /// Bytes of log read, and the end of what is stored of it.
+    captured: watch::Receiver<(u64, Point)>,
+    every: Duration,
+    pace: Pace,
+    /// The time left when it was warned of last.
+    warned: Option<SignedDuration>,
+}
+
+impl Room {
+    pub(crate) fn new(
+        engine: Arc<dyn Engine>,
+        metrics: Arc<Metrics>,
+        captured: watch::Receiver<(u64, Point)>,
+        every: Duration,
+    ) -> Self {
+        Self { engine, metrics, captured, every, pace: Pace::default(), warned: None }
+    }
+
+    /// Looks from time to time, without end. Never fails: a server that is away is found out elsewhere.
+    pub(crate) async fn watch(mut self) {
+        loop {
+            self.look().await;
+            tokio::time::sleep(self.every).await;
+        }
+    }
+
+    async fn look(&mut self) {
+        let (read, captured) = self.captured.borrow().clone();
+        let rate = self.pace.note(Instant::now(), read);
+        let Ok(probe) = self.engine.probe().await else { return };
+        let left = time_left(&probe, &captured, rate);
+        self.metrics.log_left(left);
+        let Some(left) = left else { return };
+        // Again each time that it has halved.
+        let is_due = left < self.warned.map_or(LITTLE_TIME, |warned| warned / 2);
+        if is_due {
+            self.warned = Some(left);
+            tracing::warn!(
+                "the server's own log holds what is not captured yet (after {captured}) for {} s longer at its present pace: enlarge it, \
+                 or see what holds the capture back",
+                left.as_secs()
+            );
+        } else if left >= LITTLE_TIME {
+            self.warned = None;
+        }
+    }
 }
 
 /// The rate at which the log has come lately.

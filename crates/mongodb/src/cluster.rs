@@ -13,6 +13,8 @@ use crate::optime::Optime;
 
 /// Seconds behind the primary with which a secondary is still read from.
 const MAX_LAG: i64 = 10;
+/// How long a member may not know what is committed.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A connection to a replica set, through its present primary or whichever member the connection
 /// string names.
@@ -170,10 +172,32 @@ impl Source {
 
 /// How far the member behind `client` is.
 pub(crate) async fn progress(client: &Client) -> Result<Progress> {
-    let hello = client.database("admin").run_command(doc! {"hello": 1}).await;
-    let hello = hello.map_err(|e| driver("asking how far the member is", e))?;
-    let write = hello.get_document("lastWrite").map_err(|e| odd("hello", &e))?;
-    Ok(Progress { applied: optime(write, "opTime")?, committed: optime(write, "majorityOpTime")? })
+    let begun = std::time::Instant::now();
+    loop {
+        let hello = client.database("admin").run_command(doc! {"hello": 1}).await;
+        let hello = hello.map_err(|e| driver("asking how far the member is", e))?;
+        let write = hello.get_document("lastWrite").map_err(|e| odd("hello", &e))?;
+        if let Some(progress) = read_progress(write)? {
+            return Ok(progress);
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(EngineError::new(
+                hindsight_engine::FailureKind::Unreachable,
+                "the member does not know what a majority of the members has committed",
+            )
+            .hint("see `status`: a majority of the members must be up and replicating"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What `lastWrite` in the answer to `hello` says. For a moment after a start or an election a member may not know
+/// what is committed: then `majorityOpTime` is left out.
+fn read_progress(write: &Document) -> Result<Option<Progress>> {
+    if !write.contains_key("majorityOpTime") {
+        return Ok(None);
+    }
+    Ok(Some(Progress { applied: optime(write, "opTime")?, committed: optime(write, "majorityOpTime")? }))
 }
 
 /// Waits until `optime` is safe from rollback on the member behind `client`.
@@ -252,5 +276,20 @@ pub(crate) fn number(doc: &Document, field: &str) -> Option<i64> {
         bson::Bson::Int64(n) => Some(*n),
         bson::Bson::Double(n) => Some(*n as i64),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_member_that_does_not_know_yet_what_is_committed_is_asked_again() {
+        let at = doc! {"ts": Timestamp { time: 7, increment: 1 }, "t": 3_i64};
+        assert!(read_progress(&doc! {"opTime": at.clone()}).unwrap().is_none());
+        let known = read_progress(&doc! {"opTime": at.clone(), "majorityOpTime": at}).unwrap().unwrap();
+        assert_eq!(known.committed, known.applied);
+        assert!(read_progress(&doc! {"majorityOpTime": 1}).is_err());
     }
 }

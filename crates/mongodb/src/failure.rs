@@ -7,6 +7,7 @@ use mongodb::error::{Error, ErrorKind};
 pub(crate) mod code {
     pub(crate) const UNAUTHORIZED: i32 = 13;
     pub(crate) const AUTHENTICATION_FAILED: i32 = 18;
+    pub(crate) const ILLEGAL_OPERATION: i32 = 20;
     pub(crate) const NAMESPACE_NOT_FOUND: i32 = 26;
     pub(crate) const INDEX_NOT_FOUND: i32 = 27;
     pub(crate) const CURSOR_NOT_FOUND: i32 = 43;
@@ -41,7 +42,7 @@ pub(crate) fn driver(doing: &str, error: Error) -> EngineError {
             _ => EngineError::new(FailureKind::Server, format!("the server refused while {doing}: {text}")),
         },
         ErrorKind::InvalidArgument { .. } | ErrorKind::InvalidTlsConfig { .. } => {
-            EngineError::new(FailureKind::Unsupported, format!("the connection string cannot be used: {text}"))
+            EngineError::new(FailureKind::Address, format!("the connection string cannot be used: {text}"))
                 .hint("a connection string looks like mongodb://user:password@host:27017/?replicaSet=rs0")
         }
         ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } => {
@@ -71,8 +72,14 @@ fn missing_privilege(doing: &str, message: &str) -> EngineError {
         .and_then(|(_, rest)| rest.split_once(" to execute command { "))
         .and_then(|(db, rest)| Some(format!("\"{}\" on {db}", rest.split_once(':')?.0)));
     let right = right.unwrap_or_else(|| message.to_owned());
-    EngineError::new(FailureKind::Privilege, format!("while {doing}: the user lacks the privilege {right}"))
-        .hint("backup and capture need the roles backup and clusterMonitor on admin, a restore needs restore and clusterMonitor")
+    // The role restore of MongoDB 5.0 lacks it; only documents with an empty timestamp at their top need it.
+    let hint = match right.contains("\"applyOps\"") {
+        true => "grant the user dbAdminAnyDatabase on admin too, or the action applyOps on the cluster",
+        false => {
+            "backup and capture need the roles backup and clusterMonitor on admin, a restore needs restore and clusterMonitor"
+        }
+    };
+    EngineError::new(FailureKind::Privilege, format!("while {doing}: the user lacks the privilege {right}")).hint(hint)
 }
 
 /// The driver's message without its internals.

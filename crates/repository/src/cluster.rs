@@ -1,9 +1,9 @@
 //! What a repository keeps for one cluster: identity, settings, snapshots, restores, objects.
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use hindsight_format::{
-    ClusterConfig, ClusterDescriptor, ClusterIdentity, ConfigError, Keys, ObjectKind, ObjectRef, Place, ProofRecord,
-    RestoreRecord, SnapshotManifest, SnapshotSeal, StoredSlice, check_name, format_time,
+    ClusterConfig, ClusterDescriptor, ClusterIdentity, ConfigError, DamagedRecord, Keys, ObjectKind, ObjectRef, Place,
+    ProofRecord, RestoreRecord, SnapshotManifest, SnapshotSeal, StoredSlice, check_name, format_time,
 };
 use jiff::{SignedDuration, Timestamp};
 use serde::de::DeserializeOwned;
@@ -18,6 +18,15 @@ use crate::writer::ObjectWriter;
 
 /// How often a change of the settings is tried again when others change them at the same time.
 const CONFIG_ATTEMPTS: u32 = 30;
+
+/// Records that were listed: one that is damaged does not hide the others.
+#[derive(Clone, Debug)]
+pub struct Listed<T> {
+    /// Those that can be read.
+    pub records: Vec<T>,
+    /// Those that cannot.
+    pub damaged: Vec<DamagedRecord>,
+}
 
 /// One cluster's part of a repository. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -99,16 +108,46 @@ impl ClusterRepository {
         Err(Error::Refused(format!("others keep changing the settings of {}: try again", self.name)))
     }
 
-    /// All complete snapshots, by id. One that cannot be read is an error that names it.
+    /// All complete snapshots, by id.
+    pub async fn list_snapshots(&self) -> Result<Listed<SnapshotManifest>> {
+        self.listed(self.each_snapshot().await?)
+    }
+
+    /// The same; one that cannot be read is an error that names it.
     pub async fn snapshots(&self) -> Result<Vec<SnapshotManifest>> {
+        self.each_snapshot().await?.into_iter().map(|(_, read)| read).collect()
+    }
+
+    async fn each_snapshot(&self) -> Result<Vec<(String, Result<SnapshotManifest>)>> {
         let ids = self.repository.store().folders(&self.keys.snapshots()).await?;
         let keys = ids.iter().map(|id| self.keys.manifest(id)).collect();
-        let found = self.repository.read_all(keys).await?;
-        futures::stream::iter(found)
-            .map(|(key, manifest)| self.checked(key, manifest))
-            .buffered(READ_AT_ONCE)
-            .try_collect()
-            .await
+        let found = self.repository.read_each(keys).await?;
+        let checked = futures::stream::iter(found).map(|(key, read)| async move {
+            let checked = match read {
+                Ok(manifest) => self.checked(key.clone(), manifest).await,
+                Err(error) => Err(error),
+            };
+            (key, checked)
+        });
+        Ok(checked.buffered(READ_AT_ONCE).collect().await)
+    }
+
+    /// Tells the records that can be read from those that cannot. What else went wrong is an error.
+    pub(crate) fn listed<T>(&self, read: Vec<(String, Result<T>)>) -> Result<Listed<T>> {
+        let mut listed = Listed { records: Vec::new(), damaged: Vec::new() };
+        for (key, read) in read {
+            match read {
+                Ok(record) => listed.records.push(record),
+                // Missing is the sealed part of a manifest.
+                Err(error) if error.is_unreadable() || error.is_missing() => {
+                    let why = error.to_string();
+                    // What has no place was not listed.
+                    listed.damaged.extend(self.keys.place(&key).map(|place| DamagedRecord { key, why, place }));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(listed)
     }
 
     /// One complete snapshot.
@@ -219,11 +258,20 @@ impl ClusterRepository {
     }
 
     /// All restores' records, by id.
+    pub async fn list_restores(&self) -> Result<Listed<RestoreRecord>> {
+        self.listed(self.each_restore().await?)
+    }
+
+    /// The same; one that cannot be read is an error that names it.
     pub async fn restores(&self) -> Result<Vec<RestoreRecord>> {
+        self.each_restore().await?.into_iter().map(|(_, read)| read).collect()
+    }
+
+    async fn each_restore(&self) -> Result<Vec<(String, Result<RestoreRecord>)>> {
         let entries = self.repository.store().list(&self.keys.restores()).await?;
-        let keys = entries.into_iter().map(|entry| entry.key).filter(|key| key.ends_with(".json")).collect();
-        let found = self.repository.read_all(keys).await?;
-        Ok(found.into_iter().map(|(_, record)| record).collect())
+        let keys = entries.into_iter().map(|entry| entry.key);
+        let keys = keys.filter(|key| matches!(self.keys.place(key), Some(Place::Restore(_)))).collect();
+        self.repository.read_each(keys).await
     }
 
     /// One restore's record.
@@ -249,6 +297,22 @@ impl ClusterRepository {
         let keys = entries.into_iter().map(|entry| entry.key).filter(|key| key.ends_with(".json")).collect();
         let found = self.repository.read_readable(keys).await?;
         Ok(found.into_iter().map(|(_, proof)| proof).collect())
+    }
+
+    /// Ids of the records of verifications and drills, oldest first.
+    pub async fn proof_ids(&self) -> Result<Vec<String>> {
+        let entries = self.repository.store().list(&self.keys.proofs()).await?;
+        let id = |entry: Entry| match self.keys.place(&entry.key) {
+            Some(Place::Proof(id)) => Some(id),
+            _ => None,
+        };
+        Ok(entries.into_iter().filter_map(id).collect())
+    }
+
+    /// The record of one verification or drill; none where it cannot be read.
+    pub async fn proof(&self, id: &str) -> Result<Option<ProofRecord>> {
+        check_name(id, "proof name")?;
+        Ok(self.repository.read_readable(vec![self.keys.proof(id)]).await?.pop().map(|(_, proof)| proof))
     }
 
     /// Writes the record of a verification or drill, under its id or the next free second.

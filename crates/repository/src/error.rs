@@ -115,6 +115,11 @@ impl Error {
         matches!(self, Self::Missing { .. })
     }
 
+    /// Whether an object is there, and its bytes are not what this program can read.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::NewerFormat { .. })
+    }
+
     pub(crate) fn damaged(key: &str, why: impl Into<String>) -> Self {
         Self::Damaged { key: key.to_owned(), why: why.into() }
     }

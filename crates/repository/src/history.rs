@@ -3,7 +3,7 @@
 use hindsight_format::{EpochCause, EpochRecord, GapRecord, ObjectKind, SliceName, StoredGap, StoredSlice, check_name};
 use jiff::Timestamp;
 
-use crate::cluster::ClusterRepository;
+use crate::cluster::{ClusterRepository, Listed};
 use crate::error::{Error, Result};
 use crate::reader::ObjectReader;
 use crate::store::Entry;
@@ -115,20 +115,27 @@ impl ClusterRepository {
     }
 
     /// The epochs that restores began, by number. Epoch 1 has no record.
+    pub async fn list_epochs(&self) -> Result<Listed<EpochRecord>> {
+        self.listed(self.each_epoch().await?)
+    }
+
+    /// The same; one that cannot be read is an error that names it.
     pub async fn epochs(&self) -> Result<Vec<EpochRecord>> {
+        self.each_epoch().await?.into_iter().map(|(_, read)| read).collect()
+    }
+
+    async fn each_epoch(&self) -> Result<Vec<(String, Result<EpochRecord>)>> {
         let numbers = self.numbers(&self.keys().epochs(), |number| self.keys().epoch(number)).await?;
         let keys = numbers.into_iter().map(|number| self.keys().epoch(number)).collect();
-        let found = self.repository().read_all::<EpochRecord>(keys).await?;
-        found
-            .into_iter()
-            .map(|(key, record)| {
-                if self.keys().epoch(record.number) == key {
-                    Ok(record)
-                } else {
-                    Err(Error::damaged(&key, format!("it is the record of epoch {}", record.number)))
-                }
-            })
-            .collect()
+        let found = self.repository().read_each::<EpochRecord>(keys).await?;
+        let checked = found.into_iter().map(|(key, read)| {
+            let checked = read.and_then(|record| match self.keys().epoch(record.number) == key {
+                true => Ok(record),
+                false => Err(Error::damaged(&key, format!("it is the record of epoch {}", record.number))),
+            });
+            (key, checked)
+        });
+        Ok(checked.collect())
     }
 
     /// The number of the current epoch: that of the newest record, or 1.
@@ -137,16 +144,20 @@ impl ClusterRepository {
     }
 
     /// Begins the next epoch. When the newest one has the same cause it is that one: whoever does
-    /// the same work again after a crash begins no second epoch.
+    /// the same work again after a crash begins no second epoch. (Where its record cannot be read it may
+    /// have been the same: an epoch that nothing was captured in does no harm.)
     pub async fn begin_epoch(&self, cause: EpochCause) -> Result<EpochRecord> {
         loop {
-            let newest = self.epochs().await?.pop();
-            if let Some(same) = newest.as_ref().filter(|record| record.cause == cause) {
-                return Ok(same.clone());
+            let newest = self.current_epoch().await?;
+            let known = self.repository().read_each::<EpochRecord>(vec![self.keys().epoch(newest)]).await?.pop();
+            if let Some((_, Ok(same))) = known
+                && same.cause == cause
+                && same.number == newest
+            {
+                return Ok(same);
             }
-            let number = newest.map_or(1, |record| record.number) + 1;
-            let record = EpochRecord { number, started_at: Timestamp::now(), cause: cause.clone() };
-            if self.repository().create_record(&self.keys().epoch(number), &record).await? {
+            let record = EpochRecord { number: newest + 1, started_at: Timestamp::now(), cause: cause.clone() };
+            if self.repository().create_record(&self.keys().epoch(record.number), &record).await? {
                 return Ok(record);
             }
         }

@@ -2,13 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures::{StreamExt, TryStreamExt};
 use hindsight_format::{CancelRequest, JournalBatch, Place, UnfinishedSnapshot, check_name};
 use jiff::Timestamp;
 
 use crate::cluster::ClusterRepository;
-use crate::error::{Error, Result};
-use crate::repository::READ_AT_ONCE;
+use crate::error::Result;
 use crate::store::Entry;
 
 impl ClusterRepository {
@@ -96,14 +94,7 @@ impl ClusterRepository {
 
     /// Batches of log lines by their keys; those that are gone meanwhile, or damaged, are left out.
     pub async fn journal(&self, keys: Vec<String>) -> Result<Vec<JournalBatch>> {
-        let read = |key: String| async move {
-            match self.repository().read::<JournalBatch>(&key).await {
-                Err(Error::Damaged { .. }) => Ok(None),
-                read => read,
-            }
-        };
-        let batches = futures::stream::iter(keys).map(read).buffered(READ_AT_ONCE);
-        batches.try_filter_map(|found| async move { Ok(found) }).try_collect().await
+        Ok(self.repository().read_readable(keys).await?.into_iter().map(|(_, batch)| batch).collect())
     }
 
     /// Removes the batches of log lines that were stored before `time`, and says how many there were.

@@ -26,7 +26,7 @@ mod spec;
 mod store;
 mod writer;
 
-pub use cluster::ClusterRepository;
+pub use cluster::{ClusterRepository, Listed};
 pub use error::{Error, Failure, FailureKind, Result};
 pub use frames::{EncodedFrame, FRAME_TARGET, MAX_FRAME_RAW, encode_frame};
 pub use history::SliceListing;

@@ -250,17 +250,14 @@ impl Repository {
         self.store().create(key, bytes, self.inner.descriptor.put_if_absent).await
     }
 
-    /// The same without those that cannot be read, for records that only explain or bear witness: nothing rests on
-    /// them, and one that is damaged must not stand in the way of a restore.
-    pub(crate) async fn read_readable<T: DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<(String, T)>> {
+    /// The records of these keys, in order, each read or told why not; those that vanish meanwhile are left out.
+    pub(crate) async fn read_each<T: DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<(String, Result<T>)>> {
         futures::stream::iter(keys)
             .map(|key| async move {
                 match self.read(&key).await {
-                    Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
-                        tracing::warn!("passed over: {error}");
-                        Ok(None)
-                    }
-                    other => Ok::<_, Error>(other?.map(|value| (key, value))),
+                    Ok(found) => Ok(found.map(|record| (key, Ok(record)))),
+                    Err(error) if error.is_unreadable() => Ok(Some((key, Err(error)))),
+                    Err(error) => Err(error),
                 }
             })
             .buffered(READ_AT_ONCE)
@@ -269,14 +266,17 @@ impl Repository {
             .await
     }
 
-    /// The records of these keys, in order; those that vanish meanwhile are left out.
-    pub(crate) async fn read_all<T: DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<(String, T)>> {
-        futures::stream::iter(keys)
-            .map(|key| async move { Ok::<_, Error>(self.read(&key).await?.map(|value| (key, value))) })
-            .buffered(READ_AT_ONCE)
-            .try_filter_map(|found| async move { Ok(found) })
-            .try_collect()
-            .await
+    /// The same without those that cannot be read, for records that only explain or bear witness: nothing rests on
+    /// them, and one that is damaged must not stand in the way of a restore.
+    pub(crate) async fn read_readable<T: DeserializeOwned>(&self, keys: Vec<String>) -> Result<Vec<(String, T)>> {
+        let readable = |(key, read): (String, Result<T>)| match read {
+            Ok(record) => Some((key, record)),
+            Err(error) => {
+                tracing::warn!("passed over: {error}");
+                None
+            }
+        };
+        Ok(self.read_each(keys).await?.into_iter().filter_map(readable).collect())
     }
 }
 

@@ -21,6 +21,17 @@ pub fn mongod_binary() -> Result<&'static Path> {
     found().map(|found| found.path.as_path())
 }
 
+/// A mongod of exactly this version, as `scripts/get-mongod.sh` gives it: cached, or fetched now.
+///
+/// # Errors
+/// The script does not know the version, or cannot fetch it; its own words are on stderr.
+pub fn mongod_of_version(version: &str) -> Result<(PathBuf, (u32, u32, u32))> {
+    let mut script = Command::new(script());
+    script.arg(version);
+    let found = Found::at(PathBuf::from(said(script)?.trim()))?;
+    Ok((found.path, found.version))
+}
+
 /// The version of [`mongod_binary`]: major, minor, patch.
 ///
 /// # Errors
@@ -38,13 +49,21 @@ fn found() -> Result<&'static Found> {
 }
 
 fn find() -> Result<Found> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/get-mongod.sh");
-    let path = PathBuf::from(said(Command::new(&script))?.trim());
-    let mut version = Command::new(&path);
-    version.arg("--version");
-    let version =
-        parse_version(&said(version)?).with_context(|| format!("{} --version names no version", path.display()))?;
-    Ok(Found { path, version })
+    Found::at(PathBuf::from(said(Command::new(script()))?.trim()))
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/get-mongod.sh")
+}
+
+impl Found {
+    fn at(path: PathBuf) -> Result<Self> {
+        let mut version = Command::new(&path);
+        version.arg("--version");
+        let version =
+            parse_version(&said(version)?).with_context(|| format!("{} --version names no version", path.display()))?;
+        Ok(Self { path, version })
+    }
 }
 
 fn said(mut command: Command) -> Result<String> {

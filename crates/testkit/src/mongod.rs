@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-use crate::binary::{mongod_binary, mongod_version};
+use crate::binary::{mongod_binary, mongod_of_version, mongod_version};
 use crate::spawner;
 
 /// How long a server may take to listen, or to end after SIGTERM. Generous: machines that run tests are busy.
@@ -35,6 +35,8 @@ pub struct MongodOptions {
     pub key: Option<String>,
     /// Whether the server deletes documents by TTL indexes. Off by default: it changes data behind a test's back.
     pub ttl: bool,
+    /// Exactly this version, such as `5.0.4`; the one of [`mongod_binary`] if none.
+    pub version: Option<String>,
     /// More arguments, as they are.
     pub args: Vec<String>,
 }
@@ -47,6 +49,8 @@ pub struct MongodOptions {
 pub struct Mongod {
     options: MongodOptions,
     port: Port,
+    /// The program, and its version.
+    program: (PathBuf, (u32, u32, u32)),
     child: Mutex<Option<Child>>,
     folder: TempDir,
 }
@@ -57,13 +61,18 @@ impl Mongod {
     /// # Errors
     /// No mongod can be had, or it ended at once; the error holds the end of its log.
     pub async fn start(options: MongodOptions) -> Result<Self> {
-        tokio::task::spawn_blocking(mongod_binary).await??;
+        let version = options.version.clone();
+        let program = tokio::task::spawn_blocking(move || match version {
+            Some(version) => mongod_of_version(&version),
+            None => Ok((mongod_binary()?.to_owned(), mongod_version()?)),
+        });
+        let program = program.await??;
         let folder = tempfile::Builder::new().prefix("hindsight-mongod-").tempdir()?;
         fs::create_dir(folder.path().join("data"))?;
         if let Some(key) = &options.key {
             write_private(&folder.path().join("key"), key)?;
         }
-        let mongod = Self { options, port: Port::take()?, child: Mutex::new(None), folder };
+        let mongod = Self { options, port: Port::take()?, program, child: Mutex::new(None), folder };
         mongod.run().await?;
         Ok(mongod)
     }
@@ -197,7 +206,7 @@ impl Mongod {
 
     /// Starts the process and waits until it listens.
     async fn run(&self) -> Result<()> {
-        let mut command = spawner::tied(mongod_binary()?);
+        let mut command = spawner::tied(&self.program.0);
         let output = File::options().create(true).append(true).open(self.folder.path().join("output"))?;
         command.args(self.arguments()?).stdin(std::process::Stdio::null()).stdout(output.try_clone()?).stderr(output);
         *self.child() = Some(spawner::spawn(command)?);
@@ -231,7 +240,7 @@ impl Mongod {
         let mut more = |text: &str| args.extend(text.split(' ').map(String::from));
         more("--bind_ip 127.0.0.1 --nounixsocket --wiredTigerCacheSizeGB 0.25");
         more("--setParameter diagnosticDataCollectionEnabled=false");
-        if mongod_version()? >= (5, 0, 0) {
+        if self.program.1 >= (5, 0, 0) {
             // Otherwise SIGTERM waits 15 s for clients to leave. Version 4.4 has neither the wait nor the parameter.
             more("--setParameter shutdownTimeoutMillisForSignaledShutdown=100");
         }

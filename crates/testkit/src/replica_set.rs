@@ -62,6 +62,12 @@ impl ReplicaSetBuilder {
         self
     }
 
+    /// Exactly this version of mongod.
+    pub fn version(mut self, version: &str) -> Self {
+        self.mongod.version = Some(version.to_owned());
+        self
+    }
+
     /// One more argument for every mongod.
     pub fn arg(mut self, arg: &str) -> Self {
         self.mongod.args.push(arg.to_owned());

@@ -107,7 +107,7 @@ impl InEpoch for SnapshotManifest {
 }
 
 pub fn history(snapshots: Vec<SnapshotManifest>, slices: Vec<StoredSlice>) -> History {
-    History { cluster: "rs0".into(), snapshots, slices, epochs: vec![], gaps: vec![] }
+    History { cluster: "rs0".into(), snapshots, slices, epochs: vec![], gaps: vec![], damaged: vec![] }
 }
 
 pub fn restored(number: u64, name: &str, second: i64) -> EpochRecord {

@@ -10,6 +10,7 @@ use hindsight_repository::ClusterRepository;
 use crate::cluster::{connect, registered};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
+use crate::metrics::{Endpoint, Source};
 
 /// Pause before the database or the repository is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -23,10 +24,20 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     hindsight agent\n  \
-    hindsight agent --cluster shop --log-format json")]
-pub(crate) struct Args {}
+    hindsight agent --cluster shop --log-format json\n  \
+    hindsight agent --metrics-listen 127.0.0.1:9216")]
+pub(crate) struct Args {
+    /// Offer metrics for Prometheus there, at /metrics [env: HINDSIGHT_METRICS_LISTEN; default: not at all]
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_listen: Option<String>,
+}
 
-pub(crate) async fn run(_: &Args, context: &Context) -> Result<(), Failure> {
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    let metrics = Source::default();
+    let listen = args.metrics_listen.as_deref().or_else(|| context.metrics_listen());
+    if let Some(address) = listen {
+        tokio::spawn(Endpoint::bind(address).await?.serve(metrics.clone()));
+    }
     let (engine, cluster) = loop {
         match set_up(context).await {
             Ok(found) => break found,
@@ -43,7 +54,13 @@ pub(crate) async fn run(_: &Args, context: &Context) -> Result<(), Failure> {
             Err(failure) => return Err(failure),
         }
     };
-    Agent::new(engine, cluster).run(context.stop.clone()).await?;
+    let agent = Agent::new(engine, cluster.clone());
+    if listen.is_some() {
+        let (own, stop) = (agent.metrics(), context.stop.clone());
+        metrics.set(own.clone()).ok();
+        tokio::spawn(async move { own.watch(&cluster, &stop).await });
+    }
+    agent.run(context.stop.clone()).await?;
     tracing::info!("the agent ends");
     Ok(())
 }

@@ -32,7 +32,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         Err(_) => None,
     };
     let Some(snapshot) = found else {
-        let names = cluster.snapshots().await?.into_iter().map(|snapshot| snapshot.id).rev().take(5);
+        let names = cluster.list_snapshots().await?.records.into_iter().map(|snapshot| snapshot.id).rev().take(5);
         let names = names.collect::<Vec<_>>().join(", ");
         let hint = if names.is_empty() { "there are none".to_owned() } else { format!("the newest are {names}") };
         return Err(Failure::new(Exit::Unknown, format!("there is no snapshot {:?}", args.name)).hint(hint));

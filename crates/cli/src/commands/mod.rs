@@ -70,6 +70,7 @@ fn nothing(context: &Context) -> Overview {
         timeline: Timeline::default(),
         epoch: 1,
         restores: Vec::new(),
+        damaged: Vec::new(),
         proofs: Vec::new(),
         operation: None,
         capture: Captured::Idle(None),

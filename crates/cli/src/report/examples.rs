@@ -130,6 +130,7 @@ pub(super) fn healthy() -> Overview {
         ],
         epochs: Vec::new(),
         gaps: Vec::new(),
+        damaged: Vec::new(),
     };
     let mut config = ClusterConfig::default();
     config.pitr.enabled = true;
@@ -145,6 +146,7 @@ pub(super) fn healthy() -> Overview {
         epoch: 1,
         proofs: Vec::new(),
         restores: Vec::new(),
+        damaged: Vec::new(),
         operation: None,
         capture: Captured::Running(lease(OperationKind::Capture, "rs0", "captured until ...")),
     }

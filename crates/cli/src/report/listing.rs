@@ -1,6 +1,6 @@
 //! `list`: the snapshots, and the times that can be restored.
 
-use hindsight_format::{SnapshotManifest, format_time};
+use hindsight_format::{DamagedRecord, SnapshotManifest, format_time};
 use hindsight_jobs::Overview;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -15,13 +15,16 @@ use crate::text;
 pub(crate) struct Listing {
     snapshots: Snapshots,
     pitr: Pitr,
+    /// Records that cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<DamagedRecord>,
 }
 
 /// The snapshots, oldest first.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Snapshots {
-    shown: Vec<Entry>,
+    shown: Vec<Row>,
     #[serde(skip)]
     hidden: usize,
     #[serde(skip)]
@@ -31,6 +34,14 @@ pub(crate) struct Snapshots {
     warnings: Vec<String>,
     #[serde(skip)]
     program: String,
+}
+
+/// A snapshot, or what is known of one that cannot be read.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Row {
+    Whole(Entry),
+    Damaged { name: String, status: &'static str, error: String },
 }
 
 /// A snapshot; the names of the fields are those of `pbm list -o json` where it has them.
@@ -57,6 +68,7 @@ impl Listing {
         Self {
             snapshots: Snapshots::of(overview, size, now, program),
             pitr: Pitr::of(overview, unbacked, now, program),
+            damaged: overview.damaged.clone(),
         }
     }
 }
@@ -68,9 +80,14 @@ impl Snapshots {
         all.sort_by_key(|snapshot| (snapshot.epoch, snapshot.restore_time(), snapshot.id.clone()));
         let hidden = all.len().saturating_sub(size.unwrap_or(usize::MAX));
         let several_epochs = overview.epoch > 1;
-        let entry = |snapshot| Entry::of(snapshot, Proven::of(&overview.proofs, snapshot, now));
-        let shown = all.into_iter().skip(hidden).map(entry).collect();
-        let warnings = warnings(&overview.proofs, now, program);
+        let entry = |snapshot| Row::Whole(Entry::of(snapshot, Proven::of(&overview.proofs, snapshot, now)));
+        let damaged = overview.damaged.iter().filter_map(|record| {
+            let name = record.snapshot()?.to_owned();
+            Some(Row::Damaged { name, status: "damaged", error: record.why.clone() })
+        });
+        let shown = all.into_iter().skip(hidden).map(entry).chain(damaged).collect();
+        let mut warnings = warnings(&overview.proofs, now, program);
+        warnings.extend(overview.damaged.iter().map(ToString::to_string));
         Self { shown, hidden, several_epochs, warnings, program: program.to_owned() }
     }
 
@@ -80,15 +97,24 @@ impl Snapshots {
         if self.several_epochs {
             head.push("EPOCH");
         }
-        let any_proof = self.shown.iter().any(|entry| entry.proof.is_some());
+        let any_proof = self.shown.iter().any(|row| matches!(row, Row::Whole(entry) if entry.proof.is_some()));
         if any_proof {
             head.push("PROOF");
         }
         if self.shown.is_empty() && self.hidden == 0 {
             return format!("Backup snapshots:\n  none yet: take one with `{} backup`\n", self.program);
         }
+        let columns = head.len();
         let mut rows = vec![head.into_iter().map(str::to_owned).collect::<Vec<_>>()];
-        for entry in &self.shown {
+        for row in &self.shown {
+            let entry = match row {
+                Row::Whole(entry) => entry,
+                Row::Damaged { name, .. } => {
+                    let unknown = (2..columns).map(|_| "-".to_owned());
+                    rows.push([name.clone(), "DAMAGED".to_owned()].into_iter().chain(unknown).collect());
+                    continue;
+                }
+            };
             let selective = if entry.namespaces.is_empty() { "no".to_owned() } else { entry.namespaces.join(",") };
             let size = text::bytes(entry.size);
             let mut row = vec![entry.name.clone(), entry.kind.clone(), size, selective, entry.restore_time.clone()];

@@ -9,6 +9,7 @@ pub(crate) mod removal;
 pub(crate) mod restores;
 pub(crate) mod snapshot;
 pub(crate) mod status;
+mod stretch;
 pub(crate) mod verify;
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! What is deleted, what stays, and what cannot be restored afterwards.
 
-use hindsight_catalog::{KeptLog, Loss, Need, Range, Removal};
+use hindsight_catalog::{KeptLog, Need, Removal};
 use hindsight_format::{SnapshotManifest, StoredSlice, UnfinishedSnapshot, format_time};
-use jiff::Timestamp;
 use serde::Serialize;
 
+use super::stretch::Stretch;
 use crate::output::Report;
 use crate::text;
 
@@ -14,6 +14,9 @@ pub(crate) struct RemovalReport {
     /// Whether it was done.
     deleted: bool,
     snapshots: Vec<Snapshot>,
+    /// Snapshots that cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<String>,
     log: Vec<Log>,
     /// What was left of snapshots that were never finished.
     unfinished: Vec<UnfinishedSnapshot>,
@@ -60,25 +63,13 @@ struct Kept {
     why: String,
 }
 
-/// First and last second that can, or cannot, be restored.
-#[derive(Debug, Serialize)]
-struct Stretch {
-    from: String,
-    to: String,
-    epoch: u64,
-    /// The selective snapshot that leads there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    snapshot: Option<String>,
-    #[serde(skip)]
-    lasts: Option<String>,
-}
-
 impl RemovalReport {
     pub(crate) fn of(plan: &Removal, deleted: bool) -> Self {
         let snapshots = plan.kept_snapshots.iter().map(|(name, need)| kept_snapshot(name, need));
         Self {
             deleted,
             snapshots: plan.snapshots.iter().map(Snapshot::of).collect(),
+            damaged: plan.damaged.clone(),
             log: runs(&plan.slices),
             unfinished: plan.unfinished.clone(),
             kept: snapshots.chain(plan.kept_log.iter().map(kept_log)).collect(),
@@ -100,6 +91,7 @@ impl RemovalReport {
             }
         };
         part(self.snapshots.len() as u64, "snapshot", "snapshots");
+        part(self.damaged.len() as u64, "snapshot that could not be read", "snapshots that could not be read");
         part(self.slices, "slice of log", "slices of log");
         part(self.unfinished.len() as u64, "unfinished snapshot", "unfinished snapshots");
         part(self.gaps, "record of a gap", "records of gaps");
@@ -156,6 +148,7 @@ fn runs(slices: &[StoredSlice]) -> Vec<Log> {
 fn kept_snapshot(name: &str, need: &Need) -> Kept {
     let why = match need {
         Need::Capture => "the last one that PITR rests on, and PITR is on".to_owned(),
+        Need::Unreadable => "it cannot be read; delete it by its name".to_owned(),
         Need::Restores { from, to } if from >= to => format!("restoring to {} needs it", format_time(*to)),
         Need::Restores { from, to } => {
             format!("restoring to {} - {} needs it", format_time(*from), format_time(*to))
@@ -172,34 +165,11 @@ fn kept_log(log: &KeptLog) -> Kept {
         text::things(log.slices, "slice", "slices"),
         text::bytes(log.stored_bytes)
     );
-    Kept { what, why: format!("it leads on from snapshot {}", log.snapshot) }
-}
-
-impl Stretch {
-    fn new(epoch: u64, from: Timestamp, to: Timestamp, lasts: bool) -> Self {
-        let lasts = lasts.then(|| text::between(from, to));
-        Self { from: format_time(from), to: format_time(to), epoch, snapshot: None, lasts }
-    }
-
-    fn lost(loss: &Loss) -> Self {
-        let stretch = Self::new(loss.epoch, loss.first(), loss.last(), loss.seconds.is_some());
-        Self { snapshot: loss.snapshot.clone(), ..stretch }
-    }
-
-    fn left(range: &Range) -> Self {
-        match range.from.zip(range.to) {
-            Some((from, to)) => Self::new(range.epoch, from, to, true),
-            None => Self::new(range.epoch, range.start.time, range.end.time, false),
-        }
-    }
-
-    fn text(&self) -> String {
-        let of = self.snapshot.as_ref().map(|name| format!(" from the selective snapshot {name}")).unwrap_or_default();
-        match &self.lasts {
-            Some(lasts) => format!("  {} - {}  ({lasts}){of}\n", self.from, self.to),
-            None => format!("  the state at {}{of}\n", self.to),
-        }
-    }
+    let why = match log.known {
+        true => format!("it leads on from snapshot {}", log.snapshot),
+        false => format!("snapshot {} cannot be read, and may need it", log.snapshot),
+    };
+    Kept { what, why }
 }
 
 fn section(title: &str, rows: &[Vec<String>], right: &[usize]) -> String {
@@ -242,6 +212,8 @@ impl Report for RemovalReport {
             })
             .collect();
         let mut out = section("Snapshots to delete", &snapshots, &[2]);
+        let damaged: Vec<_> = self.damaged.iter().map(|name| vec![name.clone()]).collect();
+        out.push_str(&section("Cannot be read, to delete with whatever is in it", &damaged, &[]));
         out.push_str(&section("Log to delete", &log, &[1, 2]));
         out.push_str(&section("Left by backups that were never finished, to delete", &unfinished, &[1, 2]));
         out.push_str(&section("Stays, though asked for", &kept, &[]));
@@ -249,12 +221,12 @@ impl Report for RemovalReport {
             out.push_str("Every moment that can be restored now stays so.\n");
         } else {
             out.push_str("No longer restorable afterwards:\n");
-            self.lost.iter().for_each(|lost| out.push_str(&lost.text()));
+            self.lost.iter().for_each(|lost| out.push_str(lost.text()));
             if self.left.is_empty() {
                 out.push_str("NOTHING can be restored afterwards.\n");
             } else {
                 out.push_str("Restorable afterwards:\n");
-                self.left.iter().for_each(|left| out.push_str(&left.text()));
+                self.left.iter().for_each(|left| out.push_str(left.text()));
             }
         }
         out.push_str(&format!("This frees {}.\n", text::bytes(self.stored_bytes)));

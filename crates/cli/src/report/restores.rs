@@ -1,6 +1,6 @@
 //! Restores that were, and how they ended.
 
-use hindsight_format::{LeaseRecord, OperationKind, RestoreRecord, RestoreState, format_time};
+use hindsight_format::{DamagedRecord, LeaseRecord, OperationKind, Place, RestoreRecord, RestoreState, format_time};
 use hindsight_jobs::Overview;
 use serde::Serialize;
 
@@ -64,6 +64,9 @@ pub(crate) fn half_restored(overview: &Overview, program: &str) -> Vec<String> {
 #[derive(Debug, Serialize)]
 pub(crate) struct Restores {
     restores: Vec<Entry>,
+    /// Records that cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<DamagedRecord>,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,13 +100,18 @@ impl Restores {
             touched: record.touched,
             error: record.error.clone(),
         };
-        Self { restores: overview.restores.iter().skip(skipped).map(entry).collect() }
+        let damaged = overview.damaged.iter().filter(|record| matches!(record.place, Place::Restore(_)));
+        Self {
+            restores: overview.restores.iter().skip(skipped).map(entry).collect(),
+            damaged: damaged.cloned().collect(),
+        }
     }
 }
 
 impl Report for Restores {
     fn text(&self) -> String {
-        if self.restores.is_empty() {
+        let damaged: String = self.damaged.iter().map(|record| format!("  WARNING: {record}\n")).collect();
+        if self.restores.is_empty() && self.damaged.is_empty() {
             return "Restores history:\n  none\n".to_owned();
         }
         let mut rows = vec![["NAME", "STATUS", "RESTORE POINT", "BASE", "INTO"].map(str::to_owned).to_vec()];
@@ -126,6 +134,7 @@ impl Report for Restores {
                 text.push_str(&format!("  {} failed: {error}\n", entry.name));
             }
         }
+        text.push_str(&damaged);
         text
     }
 }

@@ -1,12 +1,12 @@
 //! What a verification and a drill have found.
 
-use hindsight_catalog::Lost;
 use hindsight_engine::Examined;
-use hindsight_format::{ProofRecord, RestoreTotals, format_time};
+use hindsight_format::{ProofRecord, RestoreTotals};
 use hindsight_jobs::{Drilled, Finding, Level, Verified};
 use serde::Serialize;
 
 use super::proofs::recovery;
+use super::stretch::Stretch;
 use crate::output::Report;
 use crate::text;
 
@@ -25,20 +25,13 @@ pub(crate) struct Verification {
     seconds: u64,
     findings: Vec<Finding>,
     /// What cannot be restored with all the damage together.
-    lost: Vec<Span>,
+    lost: Vec<Stretch>,
     proof: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     drill: Option<Drill>,
     /// Why there was no drill although there should have been one.
     #[serde(skip)]
     no_drill: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Span {
-    epoch: u64,
-    from: String,
-    to: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,7 +60,7 @@ impl Verification {
             records,
             bytes: proof.bytes,
             findings,
-            lost: lost.into_iter().map(Span::of).collect(),
+            lost: lost.iter().map(Stretch::lost).collect(),
             proof: proof.id,
             snapshots: proof.snapshots,
             no_drill: wanted && drill.is_none(),
@@ -93,12 +86,6 @@ impl Verification {
             text.push_str(&format!("  and {} more\n", text::count((found.len() - SHOWN) as u64)));
         }
         text
-    }
-}
-
-impl Span {
-    fn of(lost: Lost) -> Self {
-        Self { epoch: lost.epoch, from: format_time(lost.from), to: format_time(lost.to) }
     }
 }
 
@@ -172,10 +159,7 @@ impl Report for Verification {
         if !self.lost.is_empty() {
             text.push_str("Cannot be restored, with all of this together:\n");
         }
-        for Span { epoch, from, to } in &self.lost {
-            let epoch = if *epoch > 1 { format!(" (epoch {epoch})") } else { String::new() };
-            text.push_str(&format!("  {from} - {to}{epoch}\n"));
-        }
+        self.lost.iter().for_each(|lost| text.push_str(lost.text()));
         if !self.findings.iter().any(|finding| finding.level == Level::Damage) {
             text.push_str("Nothing is damaged.\n");
         }

@@ -1,6 +1,6 @@
 //! What damage means: which snapshots and moments cannot be restored.
 
-use hindsight_catalog::{History, Lost, Timeline, lost, timeline};
+use hindsight_catalog::{History, Loss, Timeline, losses, timeline};
 use hindsight_format::{StoredSlice, format_time};
 
 use super::finding::{About, Finding, Level};
@@ -22,18 +22,20 @@ pub(super) fn tell(findings: &mut [Finding], history: &History) {
 }
 
 /// What cannot be restored with all of them together.
-pub(super) fn all(findings: &[Finding], history: &History) -> Vec<Lost> {
+pub(super) fn all(findings: &[Finding], history: &History) -> Vec<Loss> {
     let damage: Vec<_> = findings.iter().filter(|f| f.level == Level::Damage).map(|finding| &finding.about).collect();
     let mut rest = history.clone();
     rest.snapshots.retain(|snapshot| !damage.iter().any(|a| matches!(a, About::Snapshot(id) if *id == snapshot.id)));
     rest.slices.retain(|slice| !damage.iter().any(|about| matches!(about, About::Slice(bad) if **bad == *slice)));
-    lost(&timeline(history), &timeline(&rest))
+    losses(history, &rest)
 }
 
 fn snapshot(id: &str, history: &History, before: &Timeline) -> String {
     let mut rest = history.clone();
     rest.snapshots.retain(|snapshot| snapshot.id != id);
-    let gone = lost(before, &timeline(&rest));
+    let mut gone = losses(history, &rest);
+    // Its own state is told by its name.
+    gone.retain(|loss| loss.seconds.is_some());
     if !gone.is_empty() {
         return format!("snapshot {id} cannot be restored, nor can {}", spans(&gone));
     }
@@ -49,7 +51,7 @@ fn snapshot(id: &str, history: &History, before: &Timeline) -> String {
 fn slice(slice: &StoredSlice, history: &History, before: &Timeline) -> String {
     let mut rest = history.clone();
     rest.slices.retain(|other| other != slice);
-    let gone = lost(before, &timeline(&rest));
+    let gone = losses(history, &rest);
     if !gone.is_empty() {
         return format!("cannot be restored: {}", spans(&gone));
     }
@@ -73,11 +75,6 @@ fn slice(slice: &StoredSlice, history: &History, before: &Timeline) -> String {
     }
 }
 
-/// `10:03:11 - 10:13:02` with dates, of each.
-fn spans(lost: &[Lost]) -> String {
-    let one = |lost: &Lost| {
-        let epoch = if lost.epoch > 1 { format!(" (epoch {})", lost.epoch) } else { String::new() };
-        format!("{} - {}{epoch}", format_time(lost.from), format_time(lost.to))
-    };
-    lost.iter().map(one).collect::<Vec<_>>().join(", ")
+fn spans(lost: &[Loss]) -> String {
+    lost.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

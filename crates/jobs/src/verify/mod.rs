@@ -9,9 +9,9 @@ mod survey;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use hindsight_catalog::{Lost, Refusal, Target, plan};
+use hindsight_catalog::{Loss, Refusal, Target, plan};
 use hindsight_engine::{Engine, Progress};
-use hindsight_format::{Place, ProofKind, ProofRecord};
+use hindsight_format::{OperationKind, Place, ProofKind, ProofRecord};
 use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use tracing::Instrument;
 
 use crate::Result;
 use crate::journal::{RESULT, job};
+use crate::operation::while_reading;
 use crate::proof;
 use finding::About;
 use reading::Reading;
@@ -35,7 +36,7 @@ pub struct Verified {
     /// Everything found, damage first.
     pub findings: Vec<Finding>,
     /// What cannot be restored with all the damage together.
-    pub lost: Vec<Lost>,
+    pub lost: Vec<Loss>,
     /// Records that were read.
     pub records: u64,
     /// Captured slices that were read.
@@ -62,7 +63,9 @@ pub async fn verify(
 ) -> Result<Verified> {
     let work = async {
         tracing::info!(target: RESULT, "begins");
-        let read = read_all(engine, cluster, only, progress, cancel).await;
+        let cancel = cancel.child_token();
+        let reading = read_all(engine, cluster, only, progress, &cancel);
+        let read = while_reading(cluster, OperationKind::Verify, &cancel, reading).await;
         match &read {
             Ok(verified) if verified.proof.passed => tracing::info!(
                 target: RESULT,

@@ -10,9 +10,6 @@ use serde::de::DeserializeOwned;
 use super::finding::{About, Finding, Level};
 use crate::Result;
 
-/// What follows from a record that every listing and restore reads.
-const BLOCKS: &str = "nothing of the cluster can be listed or restored until it is put right or removed";
-
 /// A record, read.
 pub(super) enum Record {
     Manifest(Box<SnapshotManifest>),
@@ -150,7 +147,10 @@ fn finding(key: &str, place: &Place, newest: bool, why: String) -> Finding {
             (Level::Note, About::Itself, "nothing rests on it, and it can be removed".to_owned())
         }
         Place::Manifest(id) => {
-            let means = format!("snapshot {id} cannot be restored; and {BLOCKS}");
+            let means = format!(
+                "snapshot {id} cannot be restored, nor what only it leads to; log that it may lead into is kept until it is \
+                 put right or deleted (delete-backup)"
+            );
             (Level::Damage, About::Snapshot(id.clone()), means)
         }
         Place::Config(_) => {
@@ -170,7 +170,20 @@ fn finding(key: &str, place: &Place, newest: bool, why: String) -> Finding {
             let means = "the gap in the log that it explains is shown without its cause; nothing more is lost";
             (Level::Damage, About::Itself, means.to_owned())
         }
-        _ => (Level::Damage, About::Itself, BLOCKS.to_owned()),
+        Place::Epoch(number) => {
+            let means = format!("why epoch {number} began is not known; what is stored of it can be restored");
+            (Level::Damage, About::Itself, means)
+        }
+        Place::Restore(id) => {
+            let means = format!(
+                "how restore {id} ended is not known: where it began the present epoch, nothing is captured until the \
+                 record is put right, or a restore has succeeded"
+            );
+            (Level::Damage, About::Itself, means)
+        }
+        Place::SnapshotObject { .. } | Place::Slice { .. } => {
+            (Level::Damage, About::Itself, "what rests on it cannot be restored".to_owned())
+        }
     };
     Finding { level, key: key.to_owned(), what: why, means, about }
 }

@@ -19,3 +19,4 @@ mod sealed;
 mod selection;
 mod tls;
 mod verify;
+mod versions;

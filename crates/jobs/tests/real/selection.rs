@@ -5,7 +5,7 @@ use bson::{Document, doc};
 use hindsight_catalog::Target;
 use hindsight_engine::{Progress, Selection};
 use hindsight_jobs::{BackupRequest, backup};
-use hindsight_testkit::{ClusterState, ReplicaSet};
+use hindsight_testkit::{ClusterState, ReplicaSet, mongod_version};
 use mongodb::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +20,11 @@ async fn fill(client: &Client) -> Result<()> {
         }
         client.database(db).run_command(doc! {"create": "view", "viewOn": "one", "pipeline": []}).await?;
     }
-    let series = doc! {"create": "series", "timeseries": {"timeField": "at", "metaField": "m"}};
-    client.database("shop").run_command(series).await?;
+    // Before 5.0 it is a collection like others.
+    if mongod_version()? >= (5, 0, 0) {
+        let series = doc! {"create": "series", "timeseries": {"timeField": "at", "metaField": "m"}};
+        client.database("shop").run_command(series).await?;
+    }
     let points = (0..50).map(|n| doc! {"at": bson::DateTime::from_millis(1_700_000_000_000 + n), "m": n % 3, "v": n});
     client.database("shop").collection("series").insert_many(points).await?;
     Ok(())

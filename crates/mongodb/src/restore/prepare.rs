@@ -60,6 +60,13 @@ pub(crate) async fn prepare(
     if selection.is_all() {
         notes.push("users and roles become what they were; the user of this connection stays as it is".to_owned());
     }
+    if release(&cluster.version) > release(&plan.base.source.server_version) {
+        notes.push(format!(
+            "the target runs {}, newer than the {} of the snapshot: MongoDB promises that the documents can be restored; \
+             an option or index that the newer version no longer knows stops the restore",
+            cluster.version, plan.base.source.server_version
+        ));
+    }
     Ok(Preview {
         into: cluster.identity.clone(),
         into_hosts: cluster.hosts(),
@@ -85,14 +92,47 @@ async fn check_target(cluster: &Cluster, plan: &RestorePlan) -> Result<()> {
             "name the whole replica set (replicaSet=...) instead of one member",
         ));
     }
-    let (from, to) = (&plan.base.source.server_version, &cluster.version);
-    if release(to) < release(from) {
-        return Err(unsupported(
-            format!("the snapshot was taken from MongoDB {from}, the target runs the older {to}"),
-            "restore into the same version or a newer one",
-        ));
+    let source = &plan.base.source;
+    let from = Version { binary: &source.server_version, compatible: source.compatibility_version.as_deref() };
+    let to = Version { binary: &cluster.version, compatible: cluster.compatibility_version.as_deref() };
+    to.require_at_least(&from)
+}
+
+/// What decides which data a server can hold. MongoDB takes data into the same version or a newer one, where the
+/// version is that of the features that are switched on: a newer server that is set to an older one neither makes nor
+/// takes what is new (<https://www.mongodb.com/docs/database-tools/mongorestore/mongorestore-behavior-access-usage/>).
+struct Version<'a> {
+    binary: &'a str,
+    /// `featureCompatibilityVersion`, where it is known.
+    compatible: Option<&'a str>,
+}
+
+impl Version<'_> {
+    fn features(&self) -> Option<(u32, u32)> {
+        release(self.compatible.unwrap_or(self.binary))
     }
-    Ok(())
+
+    fn require_at_least(&self, from: &Self) -> Result<()> {
+        if self.features() >= from.features() {
+            return Ok(());
+        }
+        let hint = match from.compatible.filter(|_| release(self.binary) >= from.features()) {
+            Some(features) => format!("set the featureCompatibilityVersion of the target to {features} first"),
+            None => "restore into the same version or a newer one".to_owned(),
+        };
+        Err(unsupported(format!("the snapshot was taken from MongoDB {from}, the target runs the older {self}"), &hint))
+    }
+}
+
+/// `6.0.5`, and what it is set to where that is another.
+impl std::fmt::Display for Version<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.binary)?;
+        match self.compatible.filter(|set| release(set) != release(self.binary)) {
+            Some(set) => write!(f, " with featureCompatibilityVersion {set}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A user without the rights is refused now, not in the middle.
@@ -148,4 +188,39 @@ async fn size(cluster: &Cluster, db: &str, name: &str) -> (u64, u64) {
     let reply = cluster.client.database(db).run_command(doc! {"collStats": name}).await.unwrap_or_default();
     let number = |field: &str| number(&reply, field).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
     (number("count"), number("size"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version<'a>(binary: &'a str, compatible: &'a str) -> Version<'a> {
+        Version { binary, compatible: (!compatible.is_empty()).then_some(compatible) }
+    }
+
+    #[test]
+    fn the_features_that_are_switched_on_decide_what_can_be_restored_where() {
+        for (from, to, allowed) in [
+            (("5.0.4", "5.0"), ("6.0.5", "6.0"), true),
+            (("5.0.4", "5.0"), ("6.0.5", "5.0"), true),
+            (("6.0.5", "5.0"), ("5.0.4", "5.0"), true),
+            (("6.0.5", "6.0"), ("6.0.27", "6.0"), true),
+            (("6.0.27", "6.0"), ("6.0.5", "6.0"), true),
+            (("6.0.5", "6.0"), ("6.0.5", "5.0"), false),
+            (("6.0.5", "6.0"), ("5.0.4", "5.0"), false),
+            (("6.0.5", ""), ("5.0.4", "5.0"), false),
+            (("5.0.4", "5.0"), ("6.0.5", "4.4"), false),
+            (("4.4.2", ""), ("6.0.5", ""), true),
+        ] {
+            let done = version(to.0, to.1).require_at_least(&version(from.0, from.1));
+            assert_eq!(done.is_ok(), allowed, "{from:?} into {to:?}");
+        }
+        let refused = version("6.0.5", "5.0").require_at_least(&version("6.0.27", "6.0")).unwrap_err();
+        assert_eq!(
+            refused.what,
+            "the snapshot was taken from MongoDB 6.0.27, the target runs the older 6.0.5 with \
+             featureCompatibilityVersion 5.0"
+        );
+        assert_eq!(refused.hint.as_deref(), Some("set the featureCompatibilityVersion of the target to 6.0 first"));
+    }
 }

@@ -22,8 +22,10 @@ pub async fn last_optime(client: &Client) -> Result<(u32, u32, i64)> {
         let hello = admin.run_command(doc! {"hello": 1}).await?;
         let last_write = hello.get_document("lastWrite")?;
         let target = *target.get_or_insert(optime(last_write, "opTime")?);
-        let majority = optime(last_write, "majorityOpTime")?;
-        if majority >= target {
+        // Right after an election there may be none.
+        let majority = last_write.contains_key("majorityOpTime").then(|| optime(last_write, "majorityOpTime"));
+        let majority = majority.transpose()?;
+        if let Some(majority) = majority.filter(|majority| *majority >= target) {
             return Ok(majority);
         }
         if begun.elapsed() > Duration::from_secs(30) {
