@@ -35,6 +35,8 @@ pub struct MongodOptions {
     pub key: Option<String>,
     /// Whether the server deletes documents by TTL indexes. Off by default: it changes data behind a test's back.
     pub ttl: bool,
+    /// Where the data go; a temporary folder of its own if none.
+    pub data: Option<PathBuf>,
     /// More arguments, as they are.
     pub args: Vec<String>,
 }
@@ -59,7 +61,7 @@ impl Mongod {
     pub async fn start(options: MongodOptions) -> Result<Self> {
         tokio::task::spawn_blocking(mongod_binary).await??;
         let folder = tempfile::Builder::new().prefix("hindsight-mongod-").tempdir()?;
-        fs::create_dir(folder.path().join("data"))?;
+        fs::create_dir_all(options.data.clone().unwrap_or_else(|| folder.path().join("data")))?;
         if let Some(key) = &options.key {
             write_private(&folder.path().join("key"), key)?;
         }
@@ -103,7 +105,7 @@ impl Mongod {
 
     /// Where the server keeps its data.
     pub fn data_dir(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.options.data.clone().unwrap_or_else(|| self.folder.path().join("data"))
     }
 
     /// The server's log so far, over all restarts.
@@ -223,7 +225,7 @@ impl Mongod {
             "--port".into(),
             self.port().to_string(),
             "--dbpath".into(),
-            path("data"),
+            self.data_dir().display().to_string(),
             "--logpath".into(),
             path("mongod.log"),
             "--logappend".into(),
