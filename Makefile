@@ -4,7 +4,7 @@
 # rustup's folder, for shells that were opened before it was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo build test torture damage crash faults fuzz bench lint fmt deny test-matrix
+.PHONY: help demo build test torture damage crash faults away fuzz bench lint fmt deny test-matrix
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,6 +39,10 @@ crash: ## programs and servers killed and frozen at random moments, hundreds of 
 faults: ## every call of the repository goes wrong, one at a time, in each kind of job (about half an hour)
 	@scripts/setup.sh
 	FAULTS_STEP=1 cargo test --release -p hindsight-jobs --test faults -- --nocapture
+
+away: ## the repository is away for minutes, and comes back
+	@scripts/setup.sh
+	AWAY_SECS=$${AWAY_SECS:-180} cargo test --release -p hindsight --test away -- --nocapture
 
 fuzz: ## the long form of the fuzz targets: with cargo-fuzz where that is there (FUZZ_SECONDS for each target)
 	@scripts/fuzz.sh

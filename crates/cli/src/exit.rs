@@ -65,6 +65,14 @@ impl Failure {
         self
     }
 
+    /// The same with the repository, where it is the one that failed, by its URL.
+    pub(crate) fn in_repository(mut self, url: &str) -> Self {
+        if self.exit == Exit::Repository && !self.what.contains(url) {
+            self.what = self.what.replacen("the repository", &format!("the repository {url}"), 1);
+        }
+        self
+    }
+
     /// The same with more of a way out.
     pub(crate) fn also(mut self, hint: &str) -> Self {
         self.hint = Some(self.hint.map_or_else(|| hint.to_owned(), |first| format!("{first}; {hint}")));
@@ -155,6 +163,7 @@ impl From<JobError> for Failure {
             JobError::NothingToCancel | JobError::NothingToResume(None) | JobError::Changed => {
                 Self { what, hint, exit: Exit::Refused }
             }
+            JobError::NoRoomToDelete(error) => Self { hint, ..Self::repository(&error) },
             JobError::WhichCluster { .. } => Self { what, hint, exit: Exit::Usage },
         }
     }

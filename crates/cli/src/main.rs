@@ -71,7 +71,14 @@ async fn run(program: &'static str, args: Args, journal: Journal) -> Result<(), 
         _ => {}
     }
     let context = Context::new(program, globals, stop.clone(), journal)?;
-    let work = commands::run(&verb, &context);
+    let repository = context.spec().shown();
+    let work = async {
+        let named = |failure: Failure| match &repository {
+            Some(url) => failure.in_repository(url),
+            None => failure,
+        };
+        commands::run(&verb, &context).await.map_err(named)
+    };
     if verb.stops_by_itself() {
         return work.await;
     }

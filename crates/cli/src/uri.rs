@@ -88,7 +88,10 @@ fn has_sound_port(host: &str) -> bool {
     }
 }
 
-/// A text without the user and password of connection strings in it.
+/// Names of options of connection strings, and of what is in them, that secrets follow.
+const SECRET_OPTIONS: [&str; 2] = ["password=", "aws_session_token:"];
+
+/// A text without the user, password and other secrets of connection strings in it.
 pub(crate) fn scrub(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut rest = text;
@@ -97,14 +100,33 @@ pub(crate) fn scrub(text: &str) -> String {
         clean.push_str(before);
         let end = after.find(|c: char| c.is_whitespace() || "'\"`".contains(c)).unwrap_or(after.len());
         let (address, further) = after.split_at(end);
-        match address.rsplit_once('@') {
+        let shown = match address.rsplit_once('@') {
             Some((_, hosts)) => {
                 clean.push_str("***@");
-                clean.push_str(hosts);
+                hosts
             }
-            None => clean.push_str(address),
-        }
+            None => address,
+        };
+        clean.push_str(&without_options(shown));
         rest = further;
+    }
+    clean.push_str(rest);
+    clean
+}
+
+/// What follows the names of secret options is left out.
+fn without_options(address: &str) -> String {
+    let mut clean = String::with_capacity(address.len());
+    let mut rest = address;
+    let next = |text: &str| {
+        let lower = text.to_ascii_lowercase();
+        SECRET_OPTIONS.iter().filter_map(|name| Some(lower.find(name)? + name.len())).min()
+    };
+    while let Some(at) = next(rest) {
+        let (before, after) = rest.split_at(at);
+        clean.push_str(before);
+        clean.push_str("***");
+        rest = after.get(after.find(['&', ',']).unwrap_or(after.len())..).unwrap_or_default();
     }
     clean.push_str(rest);
     clean
@@ -164,5 +186,15 @@ mod tests {
         );
         assert_eq!(scrub("mongodb://u:p@q@h"), "mongodb://***@h");
         assert_eq!(scrub("nothing"), "nothing");
+        assert_eq!(
+            scrub(
+                "mongodb://u:p@h/?tlsCertificateKeyFilePassword=geheim&x=y mongodb://h/?TLSCertificateKeyFilePassword=geheim"
+            ),
+            "mongodb://***@h/?tlsCertificateKeyFilePassword=***&x=y mongodb://h/?TLSCertificateKeyFilePassword=***"
+        );
+        assert_eq!(
+            scrub("mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:geheim,A:b"),
+            "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:***,A:b"
+        );
     }
 }

@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::operation::OPERATION_LEASE;
 use crate::retention::keep_to_the_rules;
 use crate::room::Room;
+use crate::standstill::Standing;
 use crate::{JobError, Result, merge, overview};
 
 /// Name of the lease under which one agent captures.
@@ -49,6 +50,10 @@ pub struct Tuning {
     pub room_every: Duration,
     /// What is too old by the settings is looked for this often.
     pub tidy_every: Duration,
+    /// The right to capture lasts this long without a sign of life.
+    pub lease: Duration,
+    /// A standstill is told when it has lasted this long.
+    pub standstill: Duration,
 }
 
 impl Default for Tuning {
@@ -62,6 +67,8 @@ impl Default for Tuning {
             snapshot_pause: Duration::from_secs(60),
             room_every: Duration::from_secs(30),
             tidy_every: Duration::from_secs(600),
+            lease: DEFAULT_TTL,
+            standstill: Duration::from_secs(15),
         }
     }
 }
@@ -120,16 +127,27 @@ impl Agent {
     pub async fn run(&self, cancel: CancellationToken) -> Result<()> {
         let tidying = keep_to_the_rules(self.cluster.clone(), self.tuning.tidy_every, cancel.clone());
         let tidying = tokio::spawn(tidying.instrument(job("retention", None)));
-        self.turns(cancel).instrument(job("pitr", None)).await;
+        let standing = Standing::default();
+        let work = async {
+            tokio::select! {
+                () = self.turns(&standing, cancel) => {}
+                () = standing.watch(&*self.engine, self.tuning.standstill) => {}
+            }
+        };
+        work.instrument(job("pitr", None)).await;
         tidying.await.ok();
         Ok(())
     }
 
-    async fn turns(&self, cancel: CancellationToken) {
+    async fn turns(&self, standing: &Standing, cancel: CancellationToken) {
         let mut told = None;
         while !cancel.is_cancelled() {
-            match self.turn(&cancel).await {
+            standing.tries();
+            match self.turn(standing, &cancel).await {
                 Ok(rest) => {
+                    if rest.is_some() {
+                        standing.goes_on();
+                    }
                     if rest.is_some()
                         && rest != told
                         && let Some(rest) = &rest
@@ -140,7 +158,10 @@ impl Agent {
                 }
                 Err(error) => {
                     self.metrics.failed(&error);
-                    tracing::error!(hint = error.hint(), "{error}");
+                    // What lasts is told by who watches.
+                    if standing.fails(error.to_string()) {
+                        tracing::error!(hint = error.hint(), "{error}");
+                    }
                     told = None;
                     self.pause(self.tuning.retry_pause, &cancel).await;
                 }
@@ -157,20 +178,22 @@ impl Agent {
     }
 
     /// One attempt to capture; returns why there is nothing to do, or after a session.
-    async fn turn(&self, cancel: &CancellationToken) -> Result<Option<Rest>> {
+    async fn turn(&self, standing: &Standing, cancel: &CancellationToken) -> Result<Option<Rest>> {
         let config = self.cluster.config().await?.1;
         if let Some(rest) = self.must_rest(&config).await? {
             return Ok(Some(rest));
         }
         let operation =
             Operation { kind: OperationKind::Capture, id: self.cluster.name().to_owned(), detail: String::new() };
-        let lease = match self.cluster.acquire(CAPTURE_LEASE, operation, DEFAULT_TTL).await? {
+        let lease = match self.cluster.acquire(CAPTURE_LEASE, operation, self.tuning.lease).await? {
             Acquired::Held(lease) => Arc::new(lease),
             Acquired::Busy(record) => return Ok(Some(Rest::OtherAgent(record.holder.host))),
         };
-        let session = self.session(lease.clone(), config, cancel).await;
-        if let Some(lease) = Arc::into_inner(lease) {
-            lease.release().await?;
+        let session = self.session(lease.clone(), config, standing, cancel).await;
+        if let Some(lease) = Arc::into_inner(lease)
+            && let Err(error) = lease.release().await
+        {
+            tracing::warn!(%error, "the right to capture could not be given back, and runs out by itself");
         }
         session.map(|()| None)
     }
@@ -214,7 +237,13 @@ impl Agent {
     }
 
     /// Captures under the lease until it must rest, the lease is lost, or the epoch ends.
-    async fn session(&self, lease: Arc<Lease>, config: ClusterConfig, cancel: &CancellationToken) -> Result<()> {
+    async fn session(
+        &self,
+        lease: Arc<Lease>,
+        config: ClusterConfig,
+        standing: &Standing,
+        cancel: &CancellationToken,
+    ) -> Result<()> {
         let probe = self.engine.probe().await?;
         let epoch = self.cluster.current_epoch().await?;
         let stream = probe.streams.first().cloned().unwrap_or_default();
@@ -227,7 +256,16 @@ impl Agent {
             history.slices.into_iter().filter(|slice| slice.stream == stream && slice.epoch == epoch).collect();
         slices.retain(|slice| slice.name.end.position.order() <= start.position.order());
         let chain_start = chain_start(&slices, &place, &start);
-        let mut capture = Capture::new(place, lease.clone(), self.tuning, self.metrics.clone(), reader, start.clone());
+        standing.stored(&start);
+        let mut capture = Capture::new(
+            place,
+            lease.clone(),
+            self.tuning,
+            self.metrics.clone(),
+            reader,
+            start.clone(),
+            standing.clone(),
+        );
         let mut snapshot = Snapshots::new(self.clone(), chain_start, epoch);
         let (tell, told) = watch::channel((0, start));
         let room = Room::new(self.engine.clone(), self.metrics.clone(), told, self.tuning.room_every);
@@ -240,31 +278,36 @@ impl Agent {
                 let ended = tokio::select! {
                     step = capture.step(&config.pitr) => step.map(|()| None),
                     () = cancel.cancelled() => Ok(Some("asked to stop")),
-                    () = lost(&lease) => Ok(Some("another agent took over")),
+                    () = lost(&lease) => Ok(Some("the right to it is lost")),
                 };
                 let mut ended = ended?;
                 tell.send_replace((capture.read, capture.durable.clone()));
                 if ended.is_none() && polled.elapsed() >= self.tuning.poll {
                     polled = Instant::now();
-                    match self.look_around(epoch).await {
-                        Ok(Ok(fresh)) => {
+                    match while_held(&lease, self.look_around(epoch)).await {
+                        // The next step ends it.
+                        None => continue,
+                        Some(Ok(Ok(fresh))) => {
                             config = fresh;
-                            snapshot.tend(cancel).await;
+                            while_held(&lease, snapshot.tend(cancel)).await;
                         }
-                        Ok(Err(why)) => ended = Some(why),
+                        Some(Ok(Err(why))) => ended = Some(why),
                         // The repository is away: what is captured waits, and so does this.
-                        Err(error) => {
+                        Some(Err(error)) => {
                             self.metrics.failed(&error);
                             tracing::debug!(%error, "the repository does not answer");
                         }
                     }
                 }
                 if let Some(why) = ended {
-                    tracing::info!("capture ends: {why}");
                     snapshot.stop().await;
                     if lease.lost().is_cancelled() {
+                        let why =
+                            lease.take_failure().map(|error| format!("the right to it could not be renewed: {error}"));
+                        tracing::info!("capture ends: {}", why.as_deref().unwrap_or("another agent took over"));
                         return Ok(());
                     }
+                    tracing::info!("capture ends: {why}");
                     let head = self.engine.probe().await.ok().map(|probe| probe.head);
                     let durable = capture.finish(&config.pitr, head.as_ref()).await?;
                     tracing::info!(until = %durable, "everything captured is stored");
@@ -274,25 +317,25 @@ impl Agent {
                     merged = Instant::now();
                     slices.append(&mut capture.take_settled());
                     let pitr = &config.pitr;
-                    match merge::merge(
+                    let merging = merge::merge(
                         &self.cluster,
                         &lease,
                         slices.clone(),
                         pitr.oplog_span_min,
                         pitr.compression_level,
                         None,
-                    )
-                    .await
-                    {
-                        Ok(left) => slices = left,
+                    );
+                    match while_held(&lease, merging).await {
+                        None => continue,
+                        Some(Ok(left)) => slices = left,
                         // Somebody deleted what is too old.
-                        Err(JobError::Repository(error)) if error.is_missing() => {
+                        Some(Err(JobError::Repository(error))) if error.is_missing() => {
                             match self.cluster.slices_from(&stream, epoch, None).await {
                                 Ok(stored) => slices.retain(|slice| stored.contains(slice)),
                                 Err(error) => tracing::debug!(%error, "the repository does not answer"),
                             }
                         }
-                        Err(error) => {
+                        Some(Err(error)) => {
                             self.metrics.failed(&error);
                             tracing::warn!(%error, "slices could not be merged");
                         }
@@ -381,6 +424,14 @@ fn chain_start(slices: &[StoredSlice], place: &Place, start: &Point) -> Point {
 
 async fn lost(lease: &Lease) {
     lease.lost().cancelled().await;
+}
+
+/// What comes of `work`, which may wait for a repository that never answers; none when the lease is lost before.
+async fn while_held<T>(lease: &Lease, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        () = lost(lease) => None,
+    }
 }
 
 /// Sees to it that what is captured rests on a snapshot.

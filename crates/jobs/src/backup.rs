@@ -78,7 +78,7 @@ async fn take(
     let exclusive = Exclusive::take(cluster, OperationKind::Backup, id, cancel).await?;
     exclusive.may_be_cancelled();
     let job = Job { cluster: cluster.clone(), progress: progress.clone(), cancel: exclusive.cancel.clone() };
-    let taken = async {
+    let work = async {
         let snapshot = SnapshotRequest {
             id: id.to_owned(),
             epoch: cluster.current_epoch().await?,
@@ -99,8 +99,8 @@ async fn take(
             return Err(EngineError::cancelled().into());
         }
         Ok(manifest)
-    }
-    .await;
+    };
+    let taken = exclusive.guard(work).await;
     let asked = exclusive.cancel_request().cloned();
     let kept = match &taken {
         Ok(_) => {
@@ -109,7 +109,7 @@ async fn take(
         }
         Err(error) => clear_away(cluster, id, request, error, &exclusive).await,
     };
-    exclusive.release().await?;
+    let taken = exclusive.release(taken).await;
     match (taken, asked) {
         (Err(_), Some(request)) => Err(JobError::Cancelled(Box::new(request))),
         (Err(error), None) if kept => Err(JobError::Interrupted { id: id.to_owned(), cause: Box::new(error) }),
@@ -130,13 +130,14 @@ async fn clear_away(
         // Somebody else may be going on with it already.
         return false;
     }
-    let keep = (request.keep_unfinished || request.resume.is_some()) && !error.is_cancelled();
+    let keep = (request.keep_unfinished || request.resume.is_some()) && !error.is_cancelled() && !error.is_full();
+    // On a full disk there is no room for what may be wanted once, as the capture needs it now.
     // A repository that is away cannot tell; a job that goes on finds out.
     let noted = keep && checkpoints(cluster, id).await.is_ok_and(|noted| !noted.is_empty());
     if noted {
         return true;
     }
-    if let Err(error) = cluster.delete_snapshot(id).await {
+    if let Some(Err(error)) = exclusive.soon(cluster.delete_snapshot(id)).await {
         tracing::warn!(snapshot = id, %error, "the objects of the failed backup could not be removed");
     }
     false

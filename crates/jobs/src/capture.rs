@@ -14,6 +14,7 @@ use tracing::Instrument;
 use crate::Result;
 use crate::agent::Tuning;
 use crate::metrics::Metrics;
+use crate::standstill::Standing;
 
 /// Bytes of log after which a slice is stored whatever its age.
 const SLICE: usize = 16 << 20;
@@ -54,6 +55,7 @@ pub(crate) struct Capture {
     pub(crate) durable: Point,
     /// Bytes of log read since the beginning.
     pub(crate) read: u64,
+    standing: Standing,
 }
 
 impl Capture {
@@ -65,6 +67,7 @@ impl Capture {
         metrics: Arc<Metrics>,
         reader: Box<dyn LogReader>,
         start: Point,
+        standing: Standing,
     ) -> Self {
         Self {
             place,
@@ -80,6 +83,7 @@ impl Capture {
             stored: Vec::new(),
             durable: start,
             read: 0,
+            standing,
         }
     }
 
@@ -152,6 +156,7 @@ impl Capture {
             replaces,
             self.tuning.retry_pause,
             self.metrics.clone(),
+            self.standing.clone(),
         );
         self.storing = Some(Storing { task: tokio::spawn(work.in_current_span()), idle: !full });
         if full { Ok(()) } else { self.settle().await }
@@ -199,15 +204,17 @@ async fn store(
     replaces: Option<StoredSlice>,
     pause: Duration,
     metrics: Arc<Metrics>,
+    standing: Standing,
 ) -> Result<StoredSlice> {
     let Place { cluster, stream, epoch } = place;
-    let mut told = false;
     loop {
+        standing.tries();
         let name =
             SliceName { start: piece.summary.start.clone(), end: piece.summary.end.clone(), fence: lease.fence() };
         let key = cluster.keys().slice(&stream, epoch, &name);
         match piece.store(&cluster, key, level).await {
             Ok(written) => {
+                standing.stored(&name.end);
                 let slice = StoredSlice { stream, epoch, name, stored_bytes: written.stored_bytes };
                 if let Some(old) = replaces.filter(|old| *old != slice)
                     && let Err(error) = cluster.delete_slice(&old).await
@@ -221,9 +228,8 @@ async fn store(
                 if lease.lost().is_cancelled() {
                     return Err(error.into());
                 }
-                if !told {
+                if standing.fails(error.to_string()) {
                     tracing::warn!(%error, "the log cannot be stored, trying again");
-                    told = true;
                 }
                 tokio::time::sleep(pause).await;
             }

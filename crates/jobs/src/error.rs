@@ -44,6 +44,9 @@ pub enum JobError {
     /// More would be deleted than was shown.
     #[error("what is stored has changed since the plan was shown; nothing was deleted")]
     Changed,
+    /// Deleting would make room, and has none to begin.
+    #[error("{0}")]
+    NoRoomToDelete(RepositoryError),
     /// Which cluster is meant is not clear.
     #[error("{what}")]
     WhichCluster {
@@ -63,7 +66,7 @@ impl JobError {
                 Some(FailureKind::Damaged)
             }
             Self::Refused(Refusal::Damaged { .. }) => Some(FailureKind::Damaged),
-            Self::Repository(_) => Some(FailureKind::Repository),
+            Self::Repository(_) | Self::NoRoomToDelete(_) => Some(FailureKind::Repository),
             Self::Interrupted { cause, .. } => cause.kind(),
             _ => None,
         }
@@ -72,6 +75,18 @@ impl JobError {
     /// Whether it failed because it was asked to stop.
     pub fn is_cancelled(&self) -> bool {
         matches!(self, Self::Cancelled(_)) || self.kind() == Some(FailureKind::Cancelled)
+    }
+
+    /// Whether the repository has no more room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Repository(error) | Self::NoRoomToDelete(error) => error.is_full(),
+            Self::Engine(EngineError { source: Some(source), .. }) => {
+                source.downcast_ref::<RepositoryError>().is_some_and(RepositoryError::is_full)
+            }
+            Self::Interrupted { cause, .. } => cause.is_full(),
+            _ => false,
+        }
     }
 
     /// What to do about it.
@@ -85,6 +100,11 @@ impl JobError {
                 record.ttl_secs
             )),
             Self::WhichCluster { hint, .. } => Some(hint.clone()),
+            Self::NoRoomToDelete(_) => Some(
+                "deleting needs some KiB itself: make that much room on the disk, such as by removing any file beside the \
+                 repository, and run it again"
+                    .to_owned(),
+            ),
             Self::Changed => Some("run it again to see the new plan".to_owned()),
             Self::Interrupted { id, cause } => {
                 let way =

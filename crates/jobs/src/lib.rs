@@ -21,6 +21,7 @@ mod replay;
 mod restore;
 mod retention;
 mod room;
+mod standstill;
 mod verify;
 
 pub use agent::{Agent, CAPTURE_LEASE, Tuning};
@@ -29,6 +30,7 @@ pub use drill::{DrillRequest, Drilled, drill};
 pub use error::JobError;
 pub use journal::Journal;
 pub use logs::{LogEntry, LogFilter, LogReader};
+pub use merge::merge;
 pub use metrics::Metrics;
 pub use operation::{OPERATION_LEASE, cancel_backup};
 pub use overview::{Captured, Overview, history, overview};

@@ -12,8 +12,11 @@ use crate::Result;
 const MAX_BYTES: u64 = 256 << 20;
 
 /// Merges what is complete among `slices` (one stream and epoch), and removes what merging has left
-/// behind. Returns the slices as they are afterwards.
-pub(crate) async fn merge(
+/// behind. Returns the slices as they are afterwards. The agent does this beside the capture.
+///
+/// `lease` is that of the capture. What ends after `tail_limit` (the newest slice, where there is none) may
+/// still be added to.
+pub async fn merge(
     cluster: &ClusterRepository,
     lease: &Lease,
     mut slices: Vec<StoredSlice>,

@@ -4,6 +4,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hindsight_engine::{EngineError, FailureKind};
 use hindsight_format::{CancelRequest, Operation, OperationKind, format_time};
 use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
 use jiff::Timestamp;
@@ -18,6 +19,8 @@ pub const OPERATION_LEASE: &str = "operation";
 const READING: &str = "reading.";
 /// A wish that the work stops is looked for this often.
 const LOOK: Duration = Duration::from_millis(1500);
+/// How long work may take to end after the right to it was lost.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// The right, while it is held.
 pub(crate) struct Exclusive {
@@ -46,6 +49,25 @@ impl Exclusive {
     /// Tells others how far it is.
     pub(crate) fn tell(&self, detail: &str) {
         self.lease.set_detail(detail.to_owned());
+    }
+
+    /// Does `work`, which ends by itself when it is cancelled; where it hangs on a repository that does not answer, it
+    /// is given up soon after the right was lost.
+    pub(crate) async fn guard<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.soon(work).await.unwrap_or_else(|| Err(EngineError::cancelled().into()))
+    }
+
+    /// What comes of `work`; none when it takes long without the right.
+    pub(crate) async fn soon<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let lost = self.lease.lost();
+        let given_up = async {
+            lost.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            done = work => Some(done),
+            () = given_up => None,
+        }
     }
 
     /// Whether it is still held.
@@ -80,15 +102,26 @@ impl Exclusive {
         self.asked.get()
     }
 
-    /// Gives it back.
-    pub(crate) async fn release(self) -> Result<()> {
+    /// Gives it back after work of which `done` came, which is told as it is: a right that cannot be given back runs
+    /// out by itself. Work that was cut off as the right was lost, because the repository did not answer, has
+    /// failed for that.
+    pub(crate) async fn release<T>(self, done: Result<T>) -> Result<T> {
         self.cancel.cancel();
+        let done = match done {
+            Err(JobError::Engine(error)) if error.kind == FailureKind::Cancelled => {
+                Err(self.lease.take_failure().map_or(JobError::Engine(error), JobError::Repository))
+            }
+            done => done,
+        };
         if self.asked.get().is_some()
             && let Err(error) = self.cluster.clear_cancel(self.lease.holder_id()).await
         {
             tracing::debug!(%error, "the wish to stop stays behind until the next cleanup");
         }
-        Ok(self.lease.release().await?)
+        if let Err(error) = self.lease.release().await {
+            tracing::warn!(%error, "the right to be alone could not be given back, and runs out by itself");
+        }
+        done
     }
 }
 

@@ -89,8 +89,8 @@ async fn remove_alone(
 ) -> Result<Removal> {
     progress.step("looking what is to be deleted", None);
     let id = format_time(Timestamp::now());
-    let exclusive = Exclusive::take(cluster, OperationKind::Cleanup, &id, cancel).await?;
-    let done = async {
+    let exclusive = alone(cluster, &id, cancel).await?;
+    let work = async {
         without_readers(cluster, &id).await?;
         let plan = settled_plan(cluster, wish).await?;
         if !plan.is_covered_by(shown) {
@@ -98,10 +98,23 @@ async fn remove_alone(
         }
         carry_out(cluster, &plan, progress, &exclusive).await?;
         Ok(plan)
+    };
+    let done = exclusive.guard(work).await;
+    exclusive.release(done).await
+}
+
+/// The right to delete. It takes some bytes in the repository: where the disk is full, the oldest logs of jobs, on which
+/// nothing depends, make room for it.
+async fn alone(cluster: &ClusterRepository, id: &str, cancel: &CancellationToken) -> Result<Exclusive> {
+    loop {
+        match Exclusive::take(cluster, OperationKind::Cleanup, id, cancel).await {
+            Err(JobError::Repository(error)) if error.is_full() => match cluster.delete_oldest_journal().await? {
+                0 => return Err(JobError::NoRoomToDelete(error)),
+                count => tracing::warn!(count, "the disk is full: the oldest logs of jobs make room for deleting"),
+            },
+            taken => return taken,
+        }
     }
-    .await;
-    exclusive.release().await?;
-    done
 }
 
 /// The plan, made until it comes out the same twice. A listing takes its time: when slices are merged

@@ -99,14 +99,13 @@ async fn alone(
         }
         let reading = Reading::take(&plan.source, OperationKind::Replay, id, &exclusive.cancel).await?;
         let done = carry_out(engine, plan, id, progress, &exclusive).await;
-        if let Err(error) = reading.release().await {
+        if let Some(Err(error)) = exclusive.soon(reading.release()).await {
             tracing::debug!(%error, "the right to read runs out by itself");
         }
         done
     }
     .await;
-    exclusive.release().await?;
-    done
+    exclusive.release(done).await
 }
 
 async fn carry_out(
@@ -117,12 +116,12 @@ async fn carry_out(
     exclusive: &Exclusive,
 ) -> Result<(RestoreRecord, ReplayTotals)> {
     let mut record = first_record(plan, id);
-    let done = async {
+    let work = async {
         plan.source.put_restore(&record).await?;
         let job = Job { cluster: plan.source.clone(), progress: progress.clone(), cancel: exclusive.cancel.clone() };
         Ok(engine.replay(&job, &plan.stretch, std::env::temp_dir()).await?)
-    }
-    .await;
+    };
+    let done = exclusive.guard(work).await;
     record.finished_at = Some(Timestamp::now());
     record.step = progress.current().name;
     match &done {

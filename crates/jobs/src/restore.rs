@@ -240,14 +240,13 @@ async fn alone(
         }
         let reading = Reading::take(source, OperationKind::Restore, id, &exclusive.cancel).await?;
         let done = carry_out(engine, proposal, id, progress, &exclusive).await;
-        if let Err(error) = reading.release().await {
+        if let Some(Err(error)) = exclusive.soon(reading.release()).await {
             tracing::debug!(%error, "the right to read runs out by itself");
         }
         done
     }
     .await;
-    exclusive.release().await?;
-    done
+    exclusive.release(done).await
 }
 
 async fn carry_out(
@@ -281,27 +280,26 @@ async fn carry_out(
             () = told => unreachable_end(),
         }
     };
-    let result = run.await;
+    let result = exclusive.guard(run).await;
     let step = progress.current().name;
-    let record = recorder
-        .change(|record| {
-            record.finished_at = Some(Timestamp::now());
-            record.step = step;
-            match &result {
-                Ok(totals) => {
-                    record.state = RestoreState::Success;
-                    record.totals = *totals;
-                }
-                Err(error) => {
-                    record.state = RestoreState::Error;
-                    record.error = Some(error.to_string());
-                }
+    let told = recorder.change(|record| {
+        record.finished_at = Some(Timestamp::now());
+        record.step = step;
+        match &result {
+            Ok(totals) => {
+                record.state = RestoreState::Success;
+                record.totals = *totals;
             }
-        })
-        .await;
+            Err(error) => {
+                record.state = RestoreState::Error;
+                record.error = Some(error.to_string());
+            }
+        }
+    });
+    let record = exclusive.soon(told).await;
     // The first failure is the one to tell.
     result?;
-    record
+    record.unwrap_or_else(|| Err(EngineError::cancelled().into()))
 }
 
 /// Steps are told for as long as the restore runs, so that this is never awaited to its end.

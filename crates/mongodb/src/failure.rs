@@ -33,7 +33,10 @@ pub(crate) fn driver(doing: &str, error: Error) -> EngineError {
     let failure = match &*error.kind {
         ErrorKind::ServerSelection { .. } | ErrorKind::DnsResolve { .. } => {
             EngineError::new(FailureKind::Unreachable, format!("no answer from the database while {doing}: {text}"))
-                .hint("check the hosts in the connection string, the network, and that mongod runs there")
+                .hint(
+                    "check the hosts in the connection string, the network, and that mongod runs there: \
+                     one whose disk is full ends itself, and says so in its log",
+                )
         }
         ErrorKind::Authentication { .. } => not_accepted(doing),
         ErrorKind::Command(command) => match command.code {
@@ -46,7 +49,9 @@ pub(crate) fn driver(doing: &str, error: Error) -> EngineError {
                 .hint("a connection string looks like mongodb://user:password@host:27017/?replicaSet=rs0")
         }
         ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. } => {
-            EngineError::new(FailureKind::Unreachable, format!("the connection broke while {doing}: {text}"))
+            EngineError::new(FailureKind::Unreachable, format!("the connection broke while {doing}: {text}")).hint(
+                "see whether mongod still runs there, and what its log says last: one whose disk is full ends itself",
+            )
         }
         _ => EngineError::new(FailureKind::Server, format!("{doing} failed: {text}")),
     };

@@ -248,7 +248,8 @@ impl ClusterRepository {
         let store = self.repository.store();
         store.delete(&self.keys.manifest(id)).await?;
         let objects = store.list(&self.keys.snapshot(id)).await?;
-        store.delete_all(objects.into_iter().map(|entry| entry.key).collect()).await
+        store.delete_all(objects.into_iter().map(|entry| entry.key).collect()).await?;
+        store.delete_staged(store.staged(&self.keys.snapshot(id)).await?).await
     }
 
     /// Makes a snapshot incomplete again.

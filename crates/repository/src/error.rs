@@ -132,6 +132,30 @@ impl Error {
         }
     }
 
+    /// The operating system failed, where a folder is used without the library.
+    pub(crate) fn local(doing: &'static str, key: &str, error: io::Error) -> Self {
+        Self::store(doing, key, &object_store::Error::Generic { store: "folder", source: error.into() })
+    }
+
+    /// The answer of the store ended before its end.
+    pub(crate) fn cut_short(key: &str, length: usize, size: u64) -> Self {
+        let (kind, hint) = (FailureKind::Unreachable, hint(FailureKind::Unreachable, "read", ""));
+        let why = format!("the answer broke off after {length} of {size} bytes");
+        Self::Store { doing: "read", key: key.to_owned(), failure: Failure { kind, why, hint } }
+    }
+
+    /// Nothing came of it for so long.
+    pub(crate) fn unanswered(doing: &'static str, key: &str, seconds: u64) -> Self {
+        let (kind, hint) = (FailureKind::Unreachable, hint(FailureKind::Unreachable, doing, ""));
+        let failure = Failure { kind, why: format!("no answer within {seconds} s"), hint };
+        Self::Store { doing, key: key.to_owned(), failure }
+    }
+
+    /// Whether it is for want of room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Store { failure, .. } if failure.kind == FailureKind::Full)
+    }
+
     /// Work on another thread that ended early: it panicked, or the program is shutting down.
     pub(crate) fn cut_off(doing: &'static str, key: &str) -> Self {
         let failure =
@@ -291,7 +315,10 @@ fn hint(kind: FailureKind, doing: &str, text: &str) -> String {
         FailureKind::Credentials => {
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role".to_owned()
         }
-        FailureKind::Full => "make room there, or choose another --repository".to_owned(),
+        FailureKind::Full => {
+            "make room there (`cleanup` and `delete-backup` delete what is old), or choose another --repository"
+                .to_owned()
+        }
         FailureKind::Unreachable => "check the endpoint, the network, a proxy in between and TLS".to_owned(),
         FailureKind::Unsupported => "the store lacks this ability".to_owned(),
         FailureKind::NotFound | FailureKind::Busy | FailureKind::Other => String::new(),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use object_store::path::PathPart;
 
 use crate::error::{Error, Result};
+use crate::store::Entry;
 
 /// Folders within folders that are looked into: keys have eight parts at most.
 const DEPTH: usize = 16;
@@ -29,6 +30,40 @@ impl Folder {
                 Ok(found) => check(key, &at, found.file_type())?,
                 // What is not there leads nowhere; what cannot be looked at fails when it is used.
                 Err(_) => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Files that were written to under another name, until they would have been whole.
+    pub(crate) fn staged(&self, key: &str) -> Result<Vec<Entry>> {
+        self.check_below(key, true)?;
+        let mut found = Vec::new();
+        let mut folders = vec![self.0.join(key)];
+        while let Some(folder) = folders.pop() {
+            // What is not there, or cannot be read, is told by the listings of keys.
+            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let (path, Ok(meta)) = (entry.path(), entry.metadata()) else { continue };
+                if meta.is_dir() {
+                    folders.push(path);
+                } else if meta.is_file()
+                    && is_staged(&path)
+                    && let Ok(Some(key)) = path.strip_prefix(&self.0).map(Path::to_str)
+                {
+                    found.push(Entry { key: key.to_owned(), size: meta.len() });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Deletes them.
+    pub(crate) fn delete_staged(&self, entries: &[Entry]) -> Result<()> {
+        for Entry { key, .. } in entries {
+            self.check_way(key)?;
+            match std::fs::remove_file(self.0.join(key)) {
+                Err(error) if !is_gone(&error) => return Err(Error::local("delete", key, error)),
+                _ => {}
             }
         }
         Ok(())
@@ -57,6 +92,12 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// The library that writes adds a number to the name.
+fn is_staged(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).and_then(|name| name.rsplit_once('#'));
+    name.is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -15,7 +15,10 @@ impl ClusterRepository {
         let folder = self.keys().snapshots();
         let mut found: BTreeMap<String, UnfinishedSnapshot> = BTreeMap::new();
         let mut complete = BTreeSet::new();
-        for Entry { key, size } in self.repository().store().list(&folder).await? {
+        let store = self.repository().store();
+        let mut entries = store.list(&folder).await?;
+        entries.extend(store.staged(&folder).await?);
+        for Entry { key, size } in entries {
             let Some((id, name)) = key.strip_prefix(&folder).and_then(|rest| rest.split_once('/')) else { continue };
             if name == "manifest.json" {
                 complete.insert(id.to_owned());
@@ -24,7 +27,7 @@ impl ClusterRepository {
             let unfinished = found.entry(id.to_owned()).or_insert_with(fresh);
             unfinished.objects += 1;
             unfinished.stored_bytes += size;
-            unfinished.resumable |= key.starts_with(&self.keys().checkpoints(id));
+            unfinished.resumable |= key.starts_with(&self.keys().checkpoints(id)) && !key.contains('#');
         }
         // Other names are not ours.
         found.retain(|id, _| !complete.contains(id) && check_name(id, "snapshot name").is_ok());
@@ -103,6 +106,15 @@ impl ClusterRepository {
         let old: Vec<_> = self.journal_keys(None).await?.into_iter().filter(|key| *key < bound).collect();
         let count = old.len();
         self.repository().store().delete_all(old).await?;
+        Ok(count)
+    }
+
+    /// Removes the older half of the batches of log lines, and says how many that were.
+    pub async fn delete_oldest_journal(&self) -> Result<usize> {
+        let mut keys = self.journal_keys(None).await?;
+        keys.truncate(keys.len().div_ceil(2));
+        let count = keys.len();
+        self.repository().store().delete_all(keys).await?;
         Ok(count)
     }
 

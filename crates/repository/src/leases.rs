@@ -10,7 +10,7 @@
 //! showed no sign of life. A holder whose process is gone from this very machine loses it at once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hindsight_format::{LeaseHolder, LeaseRecord, LeaseState, Operation, check_name};
@@ -65,6 +65,8 @@ struct Shared {
     ttl: Duration,
     fence: AtomicU64,
     lost: CancellationToken,
+    /// Why it could not be renewed last.
+    failure: Mutex<Option<Error>>,
     detail: Mutex<String>,
     /// The state that was created first, as a pattern for the next ones.
     first: LeaseRecord,
@@ -263,6 +265,7 @@ impl Lease {
             ttl,
             fence: AtomicU64::new(first.number),
             lost: CancellationToken::new(),
+            failure: Mutex::new(None),
             detail: Mutex::new(first.operation.detail.clone()),
             first,
         });
@@ -291,6 +294,11 @@ impl Lease {
         self.shared.lost.clone()
     }
 
+    /// Why it could not be renewed last; none where it could, where somebody else took it, and when it was asked before.
+    pub fn take_failure(&self) -> Option<Error> {
+        self.shared.failure().take()
+    }
+
     /// One line on how far the work is; stored with the next renewal.
     pub fn set_detail(&self, detail: String) {
         *self.shared.detail.lock().unwrap_or_else(PoisonError::into_inner) = detail;
@@ -311,7 +319,8 @@ impl Lease {
             match self.give_back().await {
                 Ok(true) => break,
                 Ok(false) => {}
-                Err(error) if error.is_retryable() && failures < ANSWERS => {
+                // What has just failed for want of room may be about to give it back.
+                Err(error) if (error.is_retryable() || error.is_full()) && failures < ANSWERS => {
                     failures += 1;
                     tokio::time::sleep(PAUSE * failures).await;
                 }
@@ -361,25 +370,38 @@ async fn keep(shared: Arc<Shared>, mut ends: Instant) {
         let limit = ends.min(started + shared.ttl / 3);
         match tokio::time::timeout_at(limit, shared.renew(doubtful)).await {
             Ok(Ok(Renewal::Renewed)) => {
+                shared.failure().take();
                 (ends, renewed_at) = (started + shared.ttl, now);
                 (pause, doubtful) = (shared.ttl / 3, false);
             }
             Ok(Ok(Renewal::Adopted)) => pause = Duration::ZERO,
             Ok(Ok(Renewal::Taken)) => {
+                shared.failure().take();
                 tracing::warn!(lease = %shared.name, "was taken over by another process");
                 break;
             }
             Ok(Err(error)) => {
                 tracing::warn!(lease = %shared.name, %error, "could not be renewed, tries again");
+                *shared.failure() = Some(error);
                 (pause, doubtful) = (shared.ttl / 10, true);
             }
-            Err(_) => (pause, doubtful) = (shared.ttl / 20, true),
+            Err(_) => {
+                let waited = started.elapsed().as_secs();
+                tracing::warn!(lease = %shared.name, "could not be renewed for {waited} s, tries again");
+                let folder = shared.cluster.keys().leases(&shared.name);
+                *shared.failure() = Some(Error::unanswered("renew", &folder, waited));
+                (pause, doubtful) = (shared.ttl / 20, true);
+            }
         }
     }
     shared.lost.cancel();
 }
 
 impl Shared {
+    fn failure(&self) -> MutexGuard<'_, Option<Error>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The newest state, if this lease made it.
     async fn mine(&self) -> Result<Option<u64>> {
         let newest = self.cluster.lease_state(&self.name).await?;

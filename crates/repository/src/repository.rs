@@ -185,6 +185,11 @@ impl Repository {
         &self.inner.url
     }
 
+    /// Bytes that can still be stored on its disk; none where nobody knows, as for object stores.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.store().free_bytes()
+    }
+
     /// What is stored about it.
     pub fn descriptor(&self) -> &RepositoryDescriptor {
         &self.inner.descriptor

@@ -30,6 +30,11 @@ impl RepositorySpec {
     pub fn new(url: impl Into<String>) -> Self {
         Self { url: url.into(), s3: S3Options::default() }
     }
+
+    /// Its URL, as shown to people; none where it cannot be one.
+    pub fn shown(&self) -> Option<String> {
+        Location::of(self).ok().map(|location| location.url)
+    }
 }
 
 /// The repository used when none is named: a folder in the user's data directory

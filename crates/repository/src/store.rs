@@ -58,6 +58,12 @@ impl Store {
         Self { inner, folder: Some(Arc::new(Folder(root))) }
     }
 
+    /// What is free on the disk that it is on.
+    pub(crate) fn free_bytes(&self) -> Option<u64> {
+        let found = rustix::fs::statvfs(&self.folder.as_ref()?.0).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     fn path(&self, key: &str) -> Result<Path> {
         let path = Path::parse(key).map_err(|error| Error::Refused(format!("{key:?} is no usable key: {error}")))?;
         if let Some(folder) = &self.folder {
@@ -86,7 +92,10 @@ impl Store {
         if found.meta.size > MAX_RECORD {
             return Err(Error::damaged(key, format!("a record of {} bytes cannot be right", found.meta.size)));
         }
+        let size = found.meta.size;
         match found.bytes().await {
+            // Trying again helps, which it does not with what is damaged.
+            Ok(bytes) if (bytes.len() as u64) < size => Err(Error::cut_short(key, bytes.len(), size)),
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) => missing_as_none(Error::store("read", key, &error)),
         }
@@ -204,6 +213,22 @@ impl Store {
     pub(crate) async fn list_after(&self, folder: &str, after: &str) -> Result<Vec<Entry>> {
         let (prefix, offset) = (self.prefix(folder, true).await?, self.path(after)?);
         self.collect(folder, self.inner.list_with_offset(Some(&prefix), &offset)).await
+    }
+
+    /// Files of writes that came to nothing under a folder, by what they would be keys of: a process that dies while it
+    /// writes leaves them, and no listing shows them. Only where the store is a folder.
+    pub(crate) async fn staged(&self, folder: &str) -> Result<Vec<Entry>> {
+        let Some(root) = self.folder.clone() else { return Ok(Vec::new()) };
+        let named = folder.to_owned();
+        let looking = tokio::task::spawn_blocking(move || root.staged(&named)).await;
+        looking.map_err(|_| Error::cut_off("list", folder))?
+    }
+
+    /// Deletes what [`Store::staged`] found.
+    pub(crate) async fn delete_staged(&self, entries: Vec<Entry>) -> Result<()> {
+        let Some(root) = self.folder.clone() else { return Ok(()) };
+        let deleting = tokio::task::spawn_blocking(move || root.delete_staged(&entries)).await;
+        deleting.map_err(|_| Error::cut_off("delete", "what was not written to its end"))?
     }
 
     async fn collect(

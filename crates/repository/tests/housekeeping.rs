@@ -42,13 +42,23 @@ async fn what_went_wrong_is_not_told_by_a_sealed_repository() {
 
 #[tokio::test]
 async fn a_snapshot_is_unfinished_until_it_has_a_manifest() {
-    let (_folder, cluster) = cluster().await;
+    let (folder, cluster) = cluster().await;
     for id in ["a", "b"] {
         write_object(&cluster, &cluster.keys().snapshot_object(id, "data/000001.bson.zst"), &[]).await.unwrap();
     }
     cluster.put_manifest(&manifest("a")).await.unwrap();
+    // What a process that was killed had not written to its end.
+    let half = file(&folder, &format!("{}#1", cluster.keys().snapshot_object("b", "data/000002.bson.zst")));
+    let alone = file(&folder, &format!("{}#12", cluster.keys().snapshot_object("c", "data/000001.bson.zst")));
+    std::fs::create_dir_all(alone.parent().unwrap()).unwrap();
+    for path in [&half, &alone] {
+        std::fs::write(path, "half of it").unwrap();
+    }
     let found = cluster.unfinished_snapshots().await.unwrap();
-    assert_eq!(found.iter().map(|left| (left.id.as_str(), left.objects)).collect::<Vec<_>>(), [("b", 1)]);
-    cluster.delete_snapshot("b").await.unwrap();
+    assert_eq!(found.iter().map(|left| (left.id.as_str(), left.objects)).collect::<Vec<_>>(), [("b", 2), ("c", 1)]);
+    for id in ["b", "c"] {
+        cluster.delete_snapshot(id).await.unwrap();
+    }
     assert!(cluster.unfinished_snapshots().await.unwrap().is_empty());
+    assert!(!half.exists() && !alone.exists());
 }

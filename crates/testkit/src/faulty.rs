@@ -14,7 +14,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
 /// What goes wrong with a call.
@@ -49,6 +49,8 @@ pub struct FaultyStore {
 
 #[derive(Debug, Default)]
 struct Plan {
+    /// Bytes that can still be written; none for no bounds.
+    room: Mutex<Option<u64>>,
     calls: AtomicU64,
     /// Number of the call that goes wrong, counted from 0, how, and what it was once it has come.
     armed: Mutex<Option<(u64, CallFault, Option<String>)>>,
@@ -71,6 +73,12 @@ impl FaultyStore {
             fault.map(|(call, fault)| (call, fault, None));
     }
 
+    /// From now on so many bytes can be written, as on a disk that is nearly full; none for no bounds. What is deleted
+    /// gives room.
+    pub fn set_room(&self, bytes: Option<u64>) {
+        *self.plan.room.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+    }
+
     /// Calls since [`FaultyStore::arm`].
     pub fn calls(&self) -> u64 {
         self.plan.calls.load(Ordering::SeqCst)
@@ -83,6 +91,28 @@ impl FaultyStore {
 }
 
 impl Plan {
+    /// Takes room on the disk.
+    fn take(&self, bytes: usize) -> Result<()> {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        match (*room).map(|room| room.checked_sub(bytes as u64)) {
+            Some(None) => {
+                let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+                Err(Error::Generic { store: "faulty", source: full.into() })
+            }
+            Some(left) => {
+                *room = left;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Gives room back.
+    fn give(&self, bytes: u64) {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        *room = (*room).map(|room| room + bytes);
+    }
+
     /// Counts a call, and tells what is to go wrong with it.
     fn next(&self, what: &str, location: &str) -> Option<CallFault> {
         let number = self.calls.fetch_add(1, Ordering::SeqCst);
@@ -134,7 +164,10 @@ impl fmt::Display for FaultyStore {
 #[async_trait]
 impl ObjectStore for FaultyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        let act = || self.inner.put_opts(location, payload.clone(), opts.clone());
+        let act = async || {
+            self.plan.take(payload.content_length())?;
+            self.inner.put_opts(location, payload.clone(), opts.clone()).await
+        };
         self.plan.call("put", location.as_ref(), act).await
     }
 
@@ -174,6 +207,7 @@ impl ObjectStore for FaultyStore {
             let (inner, plan) = (inner.clone(), plan.clone());
             async move {
                 let act = || async {
+                    plan.give(inner.head(&location).await.map_or(0, |found| found.size));
                     let one = futures::stream::iter([Ok(location.clone())]).boxed();
                     inner.delete_stream(one).try_collect::<Vec<_>>().await.map(drop)
                 };
@@ -217,6 +251,7 @@ struct FaultyUpload {
 impl MultipartUpload for FaultyUpload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
         let fault = self.plan.next("put part", &self.location);
+        let room = self.plan.take(data.content_length());
         let part = self.inner.put_part(data);
         Box::pin(async move {
             match fault {
@@ -224,6 +259,7 @@ impl MultipartUpload for FaultyUpload {
                 Some(CallFault::Delayed) => tokio::time::sleep(DELAY).await,
                 _ => {}
             }
+            room?;
             part.await?;
             if fault == Some(CallFault::Unanswered) { Err(lost("the answer is lost")) } else { Ok(()) }
         })

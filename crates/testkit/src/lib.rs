@@ -5,6 +5,7 @@
 //! folders) is gone when its value is dropped.
 
 mod binary;
+mod disk;
 mod faulty;
 mod mongod;
 mod replica_set;
@@ -15,6 +16,7 @@ mod tls;
 pub mod workload;
 
 pub use binary::{mongod_binary, mongod_version};
+pub use disk::SmallDisk;
 pub use faulty::{CallFault, FaultyStore};
 pub use mongod::{Mongod, MongodOptions};
 pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};

@@ -37,6 +37,8 @@ pub struct MongodOptions {
     pub ttl: bool,
     /// Exactly this version, such as `5.0.4`; the one of [`mongod_binary`] if none.
     pub version: Option<String>,
+    /// Where the data go; a temporary folder of its own if none.
+    pub data: Option<PathBuf>,
     /// More arguments, as they are.
     pub args: Vec<String>,
 }
@@ -68,7 +70,7 @@ impl Mongod {
         });
         let program = program.await??;
         let folder = tempfile::Builder::new().prefix("hindsight-mongod-").tempdir()?;
-        fs::create_dir(folder.path().join("data"))?;
+        fs::create_dir_all(options.data.clone().unwrap_or_else(|| folder.path().join("data")))?;
         if let Some(key) = &options.key {
             write_private(&folder.path().join("key"), key)?;
         }
@@ -112,7 +114,7 @@ impl Mongod {
 
     /// Where the server keeps its data.
     pub fn data_dir(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.options.data.clone().unwrap_or_else(|| self.folder.path().join("data"))
     }
 
     /// The server's log so far, over all restarts.
@@ -232,7 +234,7 @@ impl Mongod {
             "--port".into(),
             self.port().to_string(),
             "--dbpath".into(),
-            path("data"),
+            self.data_dir().display().to_string(),
             "--logpath".into(),
             path("mongod.log"),
             "--logappend".into(),

@@ -56,6 +56,12 @@ impl ReplicaSetBuilder {
         self
     }
 
+    /// Keeps the data of the one member in this folder.
+    pub fn data_in(mut self, folder: &std::path::Path) -> Self {
+        self.mongod.data = Some(folder.to_owned());
+        self
+    }
+
     /// Lets the server delete by TTL indexes.
     pub fn ttl(mut self) -> Self {
         self.mongod.ttl = true;

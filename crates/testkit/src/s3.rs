@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request};
@@ -21,8 +22,12 @@ use s3s::{Body, HttpError, HttpResponse, S3Result, s3_error};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::task::{JoinHandle, JoinSet};
 
 pub use faults::{Fault, Faults, S3Op};
+
+/// How long its own port may be taken by others.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The one access key the server knows.
 pub const S3_ACCESS_KEY: &str = "hindsight-test";
@@ -41,7 +46,9 @@ pub const S3_REGION: &str = "us-east-1";
 #[derive(Debug)]
 pub struct S3Server {
     port: u16,
-    faults: Faults,
+    shared: Arc<Shared>,
+    /// Takes connections, and holds them; none while the server is stopped.
+    accepting: Mutex<Option<JoinHandle<()>>>,
     folder: TempDir,
     runtime: Option<Runtime>,
 }
@@ -68,10 +75,37 @@ impl S3Server {
         let mut service = S3ServiceBuilder::new(backend);
         service.set_auth(SimpleAuth::from_single(S3_ACCESS_KEY, S3_SECRET_KEY));
         service.set_access(Access { root });
-        let faults = Faults::default();
-        let shared = Arc::new(Shared { service: service.build(), faults: faults.clone(), keys: Mutex::default() });
-        runtime.spawn(shared.accept(listener));
-        Ok(Self { port, faults, folder, runtime: Some(runtime) })
+        let shared = Arc::new(Shared { service: service.build(), faults: Faults::default(), keys: Mutex::default() });
+        let accepting = Mutex::new(Some(runtime.spawn(shared.clone().accept(listener))));
+        Ok(Self { port, shared, accepting, folder, runtime: Some(runtime) })
+    }
+
+    /// Breaks all connections, and refuses new ones.
+    pub fn stop(&self) {
+        if let Some(accepting) = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            accepting.abort();
+        }
+    }
+
+    /// Takes connections again, on the same port.
+    ///
+    /// # Errors
+    /// When the port cannot be had for some seconds: another process may have an outgoing connection there.
+    pub fn go_on(&self) -> Result<()> {
+        let runtime = self.runtime.as_ref().context("the server is gone")?;
+        let begun = Instant::now();
+        let listener = loop {
+            match std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)) {
+                Ok(listener) => break listener,
+                Err(error) if begun.elapsed() > PATIENCE => return Err(error.into()),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
+        listener.set_nonblocking(true)?;
+        let _inside = runtime.enter();
+        let accepting = runtime.spawn(self.shared.clone().accept(TcpListener::from_std(listener)?));
+        *self.accepting.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepting);
+        Ok(())
     }
 
     /// `http://127.0.0.1:port`.
@@ -97,7 +131,13 @@ impl S3Server {
 
     /// Makes requests fail, and counts them.
     pub fn faults(&self) -> &Faults {
-        &self.faults
+        &self.shared.faults
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("faults", &self.faults).finish_non_exhaustive()
     }
 }
 
@@ -119,10 +159,12 @@ struct Shared {
 
 impl Shared {
     async fn accept(self: Arc<Self>, listener: TcpListener) {
+        let mut connections = JoinSet::new();
         // The loop ends with the runtime, or when the process is out of file descriptors.
         while let Ok((socket, _)) = listener.accept().await {
             let shared = self.clone();
-            tokio::spawn(async move {
+            while connections.try_join_next().is_some() {}
+            connections.spawn(async move {
                 let answer = service_fn(move |request| shared.clone().answer(request));
                 // An error here is a connection that was cut, by the client or by a fault.
                 let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), answer).await;
@@ -134,6 +176,7 @@ impl Shared {
         let request = request.map(Body::from);
         let op = S3Op::of(request.method(), request.uri());
         let fault = self.faults.strike(op, request.uri());
+        self.faults.wait_while_hanging().await;
         match fault {
             None => self.serve(request).await,
             Some(Fault::Denied) => refuse(request, s3_error!(AccessDenied, "Access Denied")).await,

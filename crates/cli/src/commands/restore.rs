@@ -1,5 +1,7 @@
 //! `restore`.
 
+use std::time::Duration;
+
 use hindsight_catalog::{Target, parse_time};
 use hindsight_engine::{Engine, Progress, Selection};
 use hindsight_format::{OperationKind, RestoreRecord, RestoreState};
@@ -158,9 +160,16 @@ async fn carry_out(
     Ok((record, progress.warnings()))
 }
 
+/// How long a repository that may be away is asked for that.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A failed restore must say in what state it left the target.
 async fn with_consequences(failure: Failure, since: Timestamp, proposal: &Proposal, program: &str) -> Failure {
-    let Ok(records) = proposal.source.restores().await else { return failure };
+    let Ok(Ok(records)) = tokio::time::timeout(PATIENCE, proposal.source.restores()).await else {
+        return failure.also(
+            "the target may be half restored: see `list --restore` when the repository answers, and restore again",
+        );
+    };
     match records.into_iter().rev().find(|record| record.started_at >= since) {
         // It did not come as far as a record, or to nothing more than that.
         None => failure,

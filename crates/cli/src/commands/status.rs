@@ -65,7 +65,8 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     }
     if wanted(Section::Backups) {
         let url = repository.as_ref().map_or(context.spec().url.as_str(), |repository| repository.url());
-        status.backups = Some(Backups::of(&overview, url, now, context.program));
+        let free = repository.as_ref().and_then(|repository| repository.free_bytes());
+        status.backups = Some(Backups::of(&overview, url, free, now, context.program));
     }
     context.out.print(&status)
 }

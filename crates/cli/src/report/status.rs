@@ -13,6 +13,9 @@ use crate::exit::Failure;
 use crate::output::Report;
 use crate::text;
 
+/// Fewer free bytes than these are worth a warning.
+const LITTLE_ROOM: u64 = 64 << 20;
+
 /// Everything about one cluster; sections that were not asked for are none.
 #[derive(Debug, Serialize)]
 pub(crate) struct Status {
@@ -81,6 +84,9 @@ struct Operation {
 #[derive(Debug, Serialize)]
 pub(crate) struct Backups {
     repository: String,
+    /// What can still be stored there, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    free_bytes: Option<u64>,
     stored_bytes: u64,
     snapshots: Snapshots,
     last_restore: Option<LastRestore>,
@@ -88,6 +94,8 @@ pub(crate) struct Backups {
     slices: u64,
     #[serde(skip)]
     log_bytes: u64,
+    #[serde(skip)]
+    program: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -176,7 +184,7 @@ impl Running {
 }
 
 impl Backups {
-    pub(crate) fn of(overview: &Overview, repository: &str, now: Timestamp, program: &str) -> Self {
+    pub(crate) fn of(overview: &Overview, repository: &str, free: Option<u64>, now: Timestamp, program: &str) -> Self {
         let history = &overview.history;
         let log_bytes = history.slices.iter().map(|slice| slice.stored_bytes).fold(0, u64::saturating_add);
         let snapshots =
@@ -190,11 +198,13 @@ impl Backups {
         });
         Self {
             repository: repository.to_owned(),
+            free_bytes: free,
             stored_bytes: snapshots + log_bytes,
             snapshots: Snapshots::of(overview, None, now, program),
             last_restore,
             slices: history.slices.len() as u64,
             log_bytes,
+            program: program.to_owned(),
         }
     }
 
@@ -208,6 +218,14 @@ impl Backups {
             self.snapshots.text().trim_end().replace('\n', "\n  "),
         );
         text.push('\n');
+        if let Some(free) = self.free_bytes.filter(|free| *free < LITTLE_ROOM) {
+            text.push_str(&format!(
+                "  WARNING: {} are free on the disk of the repository. When it is full, backups fail and the capture waits: \
+                 make room, such as with `{} cleanup --older-than 30d`\n",
+                text::bytes(free),
+                self.program
+            ));
+        }
         if let Some(LastRestore { name, status, target, into, error }) = &self.last_restore {
             let error = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
             text.push_str(&format!("  Last restore: {name}, {target}, into {into}: {status}{error}\n"));

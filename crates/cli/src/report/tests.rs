@@ -136,7 +136,7 @@ fn the_status_of_a_cluster() {
         cluster: Some(Cluster::of(Some("rs0"), Ok(&probe()), Some(jiff::SignedDuration::from_mins(30)))),
         pitr: Some(Pitr::of(&overview, false, time("2021-02-10T08:00:02Z"), "hindsight")),
         running: Some(Running::of(Some(&lease), time(NOW))),
-        backups: Some(Backups::of(&overview, "s3://backups/shop", time(NOW), "hindsight")),
+        backups: Some(Backups::of(&overview, "s3://backups/shop", None, time(NOW), "hindsight")),
     };
     assert_snapshot!(status.text());
 }
@@ -151,7 +151,7 @@ fn the_status_of_a_cluster_that_is_away() {
         cluster: Some(Cluster::of(Some("rs0"), Err(&failure), None)),
         pitr: None,
         running: Some(Running::of(None, time(NOW))),
-        backups: Some(Backups::of(&overview, "file:///backups", time(NOW), "hindsight")),
+        backups: Some(Backups::of(&overview, "file:///backups", Some(3 << 30), time(NOW), "hindsight")),
     };
     assert_snapshot!(status.text());
 }

@@ -8,6 +8,7 @@ mod bucket;
 mod capture;
 mod damage;
 mod drill;
+mod full;
 mod housekeeping;
 mod integrity;
 mod main_job;

@@ -12,7 +12,9 @@ use hindsight_engine::{Engine, Progress, Selection};
 use hindsight_format::{RestoreRecord, SnapshotManifest};
 use hindsight_jobs::{Agent, BackupRequest, RestoreRequest, Tuning, backup, propose, register, restore};
 use hindsight_mongodb::MongoEngine;
-use hindsight_repository::{ClusterRepository, Identity, Recipient, Repository, RepositorySpec, S3Options};
+use hindsight_repository::{
+    ClusterRepository, DEFAULT_TTL, Identity, Recipient, Repository, RepositorySpec, S3Options,
+};
 use hindsight_testkit::{ClusterState, S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Server};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +35,14 @@ impl Store {
             return Ok(Self { _folder: None, repository });
         }
         Ok(Self { _folder: Some(folder), repository })
+    }
+
+    /// With its folder.
+    pub async fn in_folder() -> Result<(Self, std::path::PathBuf)> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().to_owned();
+        let repository = Repository::open_or_create(&RepositorySpec::new(path.display().to_string())).await?;
+        Ok((Self { _folder: Some(folder), repository }, path))
     }
 
     /// A sealed repository, with its folder.
@@ -94,21 +104,27 @@ impl Protected {
 
     /// Starts an agent with short times.
     pub fn agent(&self) -> Running {
-        self.agent_that_merges_every(Duration::from_secs(3))
+        self.agent_with(Duration::from_secs(3), DEFAULT_TTL)
     }
 
     /// Starts one that leaves slices as they are.
     pub fn unmerging_agent(&self) -> Running {
-        self.agent_that_merges_every(Duration::from_secs(3600))
+        self.agent_with(Duration::from_secs(3600), DEFAULT_TTL)
     }
 
-    fn agent_that_merges_every(&self, merge_every: Duration) -> Running {
+    /// Starts one that loses its right to capture in no time.
+    pub fn short_lived_agent(&self) -> Running {
+        self.agent_with(Duration::from_secs(3), Duration::from_secs(3))
+    }
+
+    fn agent_with(&self, merge_every: Duration, lease: Duration) -> Running {
         let tuning = Tuning {
             poll: Duration::from_millis(200),
             idle_interval: Duration::from_secs(2),
             merge_every,
             snapshot_pause: Duration::from_secs(1),
             tidy_every: Duration::from_millis(300),
+            lease,
             ..Tuning::default()
         };
         let agent = Agent::new(self.engine.clone(), self.cluster.clone()).tuned(tuning);

@@ -90,6 +90,8 @@ fn command(program: &Path, set: &str, port: u16, folder: &Path) -> Result<Comman
     let mut command = tied(program);
     let output = std::fs::File::create(folder.join("output"))?;
     command
+        .env_clear()
+        .envs(VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .args(["--replSet", set, "--bind_ip", "127.0.0.1", "--nounixsocket", "--port", &port.to_string()])
         // Deletions by time would make the data differ from what was stored.
         .args(["--setParameter", "ttlMonitorEnabled=false", "--setParameter", "diagnosticDataCollectionEnabled=false"])
@@ -107,6 +109,9 @@ fn command(program: &Path, set: &str, port: u16, folder: &Path) -> Result<Comman
         .kill_on_drop(true);
     Ok(command)
 }
+
+/// What it gets of the environment, which otherwise holds what opens databases and stores.
+const VARIABLES: [&str; 7] = ["PATH", "HOME", "TMPDIR", "TZ", "LANG", "LC_ALL", "LD_LIBRARY_PATH"];
 
 /// `program`, to be ended by the kernel when this process is killed, where util-linux has the means.
 fn tied(program: &Path) -> Command {

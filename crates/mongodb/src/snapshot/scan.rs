@@ -5,7 +5,7 @@
 //! segment number, so that what the first attempt stored does not count.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use futures::{StreamExt, TryStreamExt};
@@ -26,6 +26,8 @@ use crate::oplog::entry::{Uuid, malformed, next_document};
 const RANGE: u64 = 128 << 20;
 /// A scan that is ended this often in a row without getting further fails.
 const ATTEMPTS: u32 = 30;
+/// So does one to which no server has answered for this long: an election is over sooner.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// A collection or a part of it.
 #[derive(Clone, Debug)]
@@ -146,6 +148,7 @@ async fn bounds(source: &Source, found: &Found) -> Vec<Bson> {
 /// Copies a piece.
 pub(super) async fn copy(shared: &Shared, piece: &Piece, sink: &mut FrameSink) -> Result<Outcome> {
     let mut failures = 0;
+    let mut silent: Option<Instant> = None;
     let mut after: Option<RawDocumentBuf> = None;
     let mut segment = Segment { id: sink.begin().await?, documents: 0, bytes: 0 };
     if let Some(known) = &piece.known {
@@ -169,7 +172,9 @@ pub(super) async fn copy(shared: &Shared, piece: &Piece, sink: &mut FrameSink) -
             Ended::Gone => return Ok(Outcome::Gone),
             Ended::Broken(error) => {
                 failures = if segment.documents > before && piece.range.is_some() { 0 } else { failures + 1 };
-                if failures >= ATTEMPTS {
+                let answered = segment.documents > before || code_of(&error).is_some();
+                silent = (!answered).then(|| silent.unwrap_or_else(Instant::now));
+                if failures >= ATTEMPTS || silent.is_some_and(|since| since.elapsed() >= SILENCE) {
                     return Err(driver(&format!("reading {}", piece.namespace), error));
                 }
                 tracing::warn!(namespace = piece.namespace, %error, "a scan was ended, going on");

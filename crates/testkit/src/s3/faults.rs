@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::{Method, Uri};
+use tokio::sync::watch;
 
 /// Requests by the right they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +54,7 @@ pub enum Fault {
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     state: Arc<Mutex<State>>,
+    hanging: Arc<watch::Sender<bool>>,
 }
 
 #[derive(Debug, Default)]
@@ -87,8 +89,19 @@ impl Faults {
         self.state().denied.insert(op);
     }
 
+    /// Whether requests are taken and not answered, as by a frozen server; they are once it is over.
+    pub fn hang(&self, hangs: bool) {
+        self.hanging.send_replace(hangs);
+    }
+
+    pub(super) async fn wait_while_hanging(&self) {
+        // The sender is in `self`.
+        let _ = self.hanging.subscribe().wait_for(|hangs| !hangs).await;
+    }
+
     /// Takes back all that was planned or denied.
     pub fn clear(&self) {
+        self.hang(false);
         let mut state = self.state();
         state.denied.clear();
         state.planned.clear();

@@ -4,7 +4,10 @@
 //! A sample by default. All of them: `make faults`, or `FAULTS_STEP=1 cargo test -p hindsight-jobs --test faults`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod stored;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,6 +26,27 @@ use support::{Protected, logging, same, this_moment};
 
 /// A job that hangs longer than this has failed, whatever the store did.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is to go wrong with which of so many calls: a sample, each `step`-th, or what `FAULTS_STEP` says.
+fn faults(calls: u64, step: u64) -> impl Iterator<Item = (u64, CallFault)> {
+    let step: u64 = std::env::var("FAULTS_STEP").ok().and_then(|step| step.parse().ok()).unwrap_or(step);
+    CallFault::ALL.into_iter().enumerate().flat_map(move |(index, fault)| {
+        (index as u64 % step..calls).step_by(step as usize).map(move |call| (call, fault))
+    })
+}
+
+/// Runs `job` with a fault. Gives what came of it, none when it hangs, and the fault in words.
+async fn strike<T>(
+    store: &FaultyStore,
+    (call, fault): (u64, CallFault),
+    mut job: impl AsyncFnMut() -> Result<T>,
+) -> (Option<Result<T>>, String) {
+    store.arm(Some((call, fault)));
+    let done = tokio::time::timeout(PATIENCE, job()).await.ok();
+    let struck = store.struck().unwrap_or_else(|| "not reached".to_owned());
+    store.arm(None);
+    (done, format!("call {call}, {struck}"))
+}
 
 /// A source and a target with a repository between them that can be made to fail.
 struct Scene {
@@ -70,19 +94,13 @@ impl Scene {
         let calls = self.store.calls();
         ensure!(done.is_ok(), "{name} fails without a fault: {:#}", done.err().context("no error")?);
         judge(done).await?;
-        let step: u64 = std::env::var("FAULTS_STEP").ok().and_then(|step| step.parse().ok()).unwrap_or(11);
         let mut outcomes: BTreeMap<&str, u64> = BTreeMap::new();
-        for (index, fault) in CallFault::ALL.into_iter().enumerate() {
-            for call in (index as u64 % step..calls).step_by(step as usize) {
-                self.store.arm(Some((call, fault)));
-                let done = tokio::time::timeout(PATIENCE, job()).await;
-                let struck = self.store.struck().unwrap_or_else(|| "not reached".to_owned());
-                self.store.arm(None);
-                let about = format!("{name}, call {call}, {struck}");
-                let Ok(done) = done else { anyhow::bail!("{about}: hangs") };
-                *outcomes.entry(if done.is_ok() { "done" } else { "failed" }).or_default() += 1;
-                judge(done).await.with_context(|| about)?;
-            }
+        for fault in faults(calls, 11) {
+            let (done, about) = strike(&self.store, fault, &mut job).await;
+            let about = format!("{name}, {about}");
+            let done = done.with_context(|| format!("{about}: hangs"))?;
+            *outcomes.entry(if done.is_ok() { "done" } else { "failed" }).or_default() += 1;
+            judge(done).await.with_context(|| about)?;
         }
         println!("{name}: {calls} calls, {outcomes:?}");
         Ok(())
