@@ -20,12 +20,13 @@ build: ## the program: target/release/hindsight
 
 test: ## all tests, on real servers
 	@scripts/setup.sh
-	cargo test --workspace
+	@# Most wait for a server or a clock.
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --workspace
 
 torture: ## the long form of the test that restores random moments of a hostile workload (about an hour)
 	@scripts/setup.sh
 	TORTURE_SEEDS=$${TORTURE_SEEDS:-1,2,3} TORTURE_MOMENTS=$${TORTURE_MOMENTS:-300} TORTURE_MEMBERS=$${TORTURE_MEMBERS:-3} \
-		cargo test --release -p hindsight-jobs --test torture -- --nocapture
+		cargo test --release -p hindsight-jobs --test real torture -- --nocapture
 
 damage: ## every stored object harmed in every way, with a restore after each
 	@scripts/setup.sh
@@ -34,15 +35,15 @@ damage: ## every stored object harmed in every way, with a restore after each
 crash: ## programs and servers killed and frozen at random moments, hundreds of times (about an hour)
 	@scripts/setup.sh
 	CRASH_SEEDS=$${CRASH_SEEDS:-1,2,3} CRASH_RUNS=$${CRASH_RUNS:-100} \
-		cargo test --release -p hindsight --test crash -- --nocapture
+		cargo test --release -p hindsight --test cli crash -- --nocapture
 
 faults: ## every call of the repository goes wrong, one at a time, in each kind of job (about half an hour)
 	@scripts/setup.sh
-	FAULTS_STEP=1 cargo test --release -p hindsight-jobs --test faults -- --nocapture
+	FAULTS_STEP=1 cargo test --release -p hindsight-jobs --test real faults -- --nocapture
 
 away: ## the repository is away for minutes, and comes back
 	@scripts/setup.sh
-	AWAY_SECS=$${AWAY_SECS:-180} cargo test --release -p hindsight --test away -- --nocapture
+	AWAY_SECS=$${AWAY_SECS:-180} cargo test --release -p hindsight --test cli away -- --nocapture
 
 fuzz: ## the long form of the fuzz targets: with cargo-fuzz where that is there (FUZZ_SECONDS for each target)
 	@scripts/fuzz.sh
@@ -51,7 +52,7 @@ test-matrix: ## the tests of everything that talks to a server, on MongoDB 4.4, 
 	@scripts/setup.sh
 	for version in 4.4.2 5.0.4 6.0.27; do \
 		HINDSIGHT_MONGOD=$$(scripts/get-mongod.sh $$version) cargo test --workspace --test diff_against_server \
-			--test replica_set --test state --test workload --test real --test torture --test cli || exit 1; \
+			--test replica_set --test state --test workload --test real --test cli || exit 1; \
 	done
 	TEST_VERSIONS=4.4.2:5.0.4,5.0.4:6.0.5 cargo test --workspace --test real versions -- --nocapture
 

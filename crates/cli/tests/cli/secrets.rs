@@ -1,16 +1,13 @@
 //! Secrets stay secret: everything that the program says, stores and starts is looked through for them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use crate::support::{Cli, Ran, wait_for};
 use bson::{Document, doc};
 use hindsight_repository::Identity;
 use hindsight_testkit::{ReplicaSet, S3_SECRET_KEY, S3Server};
 use secrecy::ExposeSecret;
-use support::{Cli, Ran, wait_for};
 
 const PASSWORD: &str = "Kw7-distinctive-password";
 const PASSPHRASE: &str = "Kw7-distinctive-passphrase";

@@ -1,20 +1,17 @@
 //! The repository is away for a while: refuses connections, or hangs. The agent makes up for it without a gap; what
 //! cannot wait ends in time with a clear error.
 //!
-//! Short by default. For longer: `AWAY_SECS=180 cargo test -p hindsight --test away`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, dead_code)]
-
-mod support;
+//! Short by default. For longer: `AWAY_SECS=180 cargo test -p hindsight --test cli away`.
 
 use std::time::{Duration, Instant};
 
+use crate::support::{Cli, Ran, Started};
 use anyhow::{Context, Result, ensure};
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
 use hindsight_testkit::workload::{Workload, WorkloadOptions};
 use hindsight_testkit::{ClusterState, Fault, ReplicaSet, S3Op, S3Server};
 use rand::RngExt;
-use support::{Cli, Ran, Started};
 
 /// More than two slices and what the server sends at once would take; debug builds take more.
 const MEMORY: u64 = 256 << 20;
@@ -41,7 +38,7 @@ impl Scene {
             huge_documents: false,
             big_transactions: false,
             max_bytes: 8 << 20,
-            rate: Some(200),
+            rate: Some(60),
             ..WorkloadOptions::default()
         };
         let workload = Workload::start(set.client().await?, seed, options).await?;

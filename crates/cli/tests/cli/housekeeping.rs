@@ -1,15 +1,12 @@
 //! Deleting, cancelling and reading the logs, by processes that may be killed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
 
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::{Cli, wait_for};
 use bson::{Document, doc};
 use hindsight_testkit::{ClusterState, Fault, ReplicaSet, S3Op, S3Server};
 use jiff::{SignedDuration, Timestamp};
-use support::{Cli, wait_for};
 
 const BUCKET: &str = "backups";
 

@@ -1,21 +1,18 @@
 //! Bad weather: programs and servers are killed or frozen at random moments, over and over, while a hostile
 //! workload goes on. Afterwards everything that is listed can be restored exactly, and nothing is in the way.
 //!
-//! Short by default. The long form: `make crash`, or `CRASH_SEEDS=1,2 CRASH_RUNS=100 cargo test --release -p hindsight --test crash`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
+//! Short by default. The long form: `make crash`, or `CRASH_SEEDS=1,2 CRASH_RUNS=100 cargo test --release -p hindsight --test cli crash`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::support::{Cli, Started};
 use anyhow::{Context, Result, ensure};
 use hindsight_testkit::workload::{Workload, WorkloadOptions};
 use hindsight_testkit::{ClusterState, ReplicaSet, last_optime};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
-use support::{Cli, Started};
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)

@@ -1,15 +1,12 @@
 //! A backup that was cut off is gone on with.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::support::{Cli, Started};
 use bson::{Document, doc};
 use hindsight_testkit::{ClusterState, ReplicaSet};
 use mongodb::Database;
-use support::{Cli, Started};
 
 /// Collections of about 1.5 MB each.
 const COLLECTIONS: usize = 40;

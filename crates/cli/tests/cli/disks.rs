@@ -1,18 +1,15 @@
 //! Disks that fill up: that of the repository, and those of databases. Where the test may not mount small ones, only
 //! the repository is tested, in `hindsight-jobs`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, dead_code)]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
+use crate::support::{Cli, wait_for};
 use anyhow::{Context, Result, ensure};
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
 use hindsight_testkit::{ClusterState, ReplicaSet, ReplicaSetBuilder, SmallDisk};
 use mongodb::Client;
 use rand::RngExt;
-use support::{Cli, wait_for};
 
 /// MiB that do not become smaller.
 async fn insert(client: &Client, name: &str, mib: u64) -> Result<()> {

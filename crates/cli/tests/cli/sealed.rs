@@ -1,16 +1,13 @@
 //! The program with a sealed repository, and what it lets others see: files, names, secrets.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::support::{Cli, wait_for};
 use bson::doc;
 use hindsight_repository::Identity;
 use hindsight_testkit::{ClusterState, ReplicaSet};
 use secrecy::ExposeSecret;
-use support::{Cli, wait_for};
 
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = vec![folder.to_owned()];

@@ -19,9 +19,9 @@ use mongodb::Client;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+use super::{faults, strike};
 use crate::support::harm::files;
 use crate::support::{Protected, Store, logging, same, this_moment};
-use crate::{faults, strike};
 
 /// A repository with two snapshots, small slices of log, and what an unfinished snapshot has left; and where
 /// to restore it.

@@ -1,16 +1,13 @@
 //! What an agent tells about itself over HTTP.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
+use crate::support::{Cli, wait_for};
 use bson::{Document, doc};
 use hindsight_testkit::ReplicaSet;
 use jiff::Timestamp;
-use support::{Cli, wait_for};
 
 /// The status line and the body that a path gives; none while nobody listens.
 fn get(address: SocketAddr, path: &str) -> Option<(String, String)> {

@@ -1,18 +1,15 @@
 //! The program against real servers, as a user types it: the walk, and everything that may go wrong
 //! on it, each with its exit code and without a change to the database.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
 
 use std::time::Duration;
 
+use crate::support::{Cli, wait_for};
 use bson::{Document, doc};
 use hindsight_format::{Operation, OperationKind, RestoreRecord, RestoreState, format_time};
 use hindsight_repository::{Acquired, DEFAULT_TTL, Repository, RepositorySpec};
 use hindsight_testkit::{ClusterState, Mongod, ReplicaSet, last_optime};
 use jiff::Timestamp;
 use mongodb::Client;
-use support::{Cli, wait_for};
 
 /// The first second in which nothing was written yet, once it has come.
 async fn next_second(client: &Client) -> Timestamp {

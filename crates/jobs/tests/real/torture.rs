@@ -3,14 +3,12 @@
 //! restored into an empty server and over the original, and compared.
 //!
 //! Short by default. The long form: `make torture`, or
-//! `TORTURE_SEEDS=1,2,3 TORTURE_MOMENTS=50 TORTURE_MEMBERS=1 cargo test --release -p hindsight-jobs --test torture`.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod support;
+//! `TORTURE_SEEDS=1,2,3 TORTURE_MOMENTS=50 TORTURE_MEMBERS=1 cargo test --release -p hindsight-jobs --test real torture`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::support::{Protected, Store, logging, same};
 use anyhow::{Context, Result, ensure};
 use bson::doc;
 use futures::TryStreamExt;
@@ -21,7 +19,6 @@ use hindsight_testkit::{ClusterState, ReplicaSet};
 use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use support::{Protected, Store, logging, same};
 
 /// A recorded moment.
 struct Moment {

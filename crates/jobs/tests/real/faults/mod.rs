@@ -1,11 +1,7 @@
 //! Every call of the repository goes wrong, one at a time: refused, delayed, answered never or twice, cut short; in
 //! each kind of job. Whatever comes of the job itself, what is listed afterwards is whole, and the next job works.
 //!
-//! A sample by default. All of them: `make faults`, or `FAULTS_STEP=1 cargo test -p hindsight-jobs --test faults`.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-#[path = "../support/mod.rs"]
-mod support;
+//! A sample by default. All of them: `make faults`, or `FAULTS_STEP=1 cargo test -p hindsight-jobs --test real faults`.
 
 mod stored;
 
@@ -13,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{Protected, logging, same, this_moment};
 use anyhow::{Context, Result, ensure};
 use bson::{Document, doc};
 use hindsight_catalog::Target;
@@ -22,7 +19,6 @@ use hindsight_mongodb::MongoEngine;
 use hindsight_repository::Repository;
 use hindsight_testkit::{CallFault, ClusterState, FaultyStore, ReplicaSet};
 use mongodb::Client;
-use support::{Protected, logging, same, this_moment};
 
 /// A job that hangs longer than this has failed, whatever the store did.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,16 +1,13 @@
 //! A record that cannot be read is named, and stands in the way of nothing but what needs it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
-
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::{Cli, wait_for};
 use bson::{Document, doc};
 use hindsight_testkit::{ClusterState, ReplicaSet, last_optime};
 use jiff::Timestamp;
 use mongodb::Client;
-use support::{Cli, wait_for};
 
 /// The end of what can be restored in an epoch.
 fn end(cli: &Cli, epoch: u64) -> Option<Timestamp> {

@@ -1,0 +1,14 @@
+//! The built program, as users run it, on real servers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod away;
+mod crash;
+mod damage;
+mod disks;
+mod housekeeping;
+mod metrics;
+mod resume;
+mod sealed;
+mod secrets;
+mod support;
+mod walk;
