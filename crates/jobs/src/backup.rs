@@ -126,12 +126,12 @@ async fn clear_away(
     error: &JobError,
     exclusive: &Exclusive,
 ) -> bool {
+    // On a full disk there is no room for what may be wanted once, as the capture needs it now.
+    let keep = (request.keep_unfinished || request.resume.is_some()) && !error.is_cancelled() && !error.is_full();
     if !exclusive.is_held() {
         // Somebody else may be going on with it already.
-        return false;
+        return keep;
     }
-    let keep = (request.keep_unfinished || request.resume.is_some()) && !error.is_cancelled() && !error.is_full();
-    // On a full disk there is no room for what may be wanted once, as the capture needs it now.
     // A repository that is away cannot tell; a job that goes on finds out.
     let noted = keep && checkpoints(cluster, id).await.is_ok_and(|noted| !noted.is_empty());
     if noted {

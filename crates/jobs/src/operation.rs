@@ -16,7 +16,7 @@ use crate::{JobError, Result};
 /// Name of the lease under which backups, restores and cleanups are alone.
 pub const OPERATION_LEASE: &str = "operation";
 /// Beginning of the names of leases of those who only read. Each has one of its own.
-const READING: &str = "reading.";
+pub(crate) const READING: &str = "reading.";
 /// A wish that the work stops is looked for this often.
 const LOOK: Duration = Duration::from_millis(1500);
 /// How long work may take to end after the right to it was lost.

@@ -2,13 +2,14 @@
 
 use hindsight_catalog::{History, Timeline, timeline};
 use hindsight_format::{
-    ClusterConfig, ClusterDescriptor, DamagedRecord, LeaseRecord, Point, ProofRecord, RestoreRecord,
+    ClusterConfig, ClusterDescriptor, DamagedRecord, LeaseRecord, OperationKind, Point, ProofRecord, RestoreRecord,
+    RestoreState,
 };
 use hindsight_repository::ClusterRepository;
 
 use crate::Result;
 use crate::agent::CAPTURE_LEASE;
-use crate::operation::OPERATION_LEASE;
+use crate::operation::{OPERATION_LEASE, READING};
 
 /// Everything about one cluster that the repository tells.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Overview {
     pub proofs: Vec<ProofRecord>,
     /// The backup or restore that runs.
     pub operation: Option<LeaseRecord>,
+    /// Names of the restores that run: into this cluster, or into another from this one's history.
+    pub restoring: Vec<String>,
     /// The capture.
     pub capture: Captured,
 }
@@ -80,6 +83,18 @@ pub async fn overview(cluster: &ClusterRepository) -> Result<Overview> {
         cluster.lease_state(CAPTURE_LEASE),
     )?;
     let live = |name: &str, lease: &LeaseRecord| cluster.lease_is_live(name, lease);
+    let operation = operation.filter(|lease| live(OPERATION_LEASE, lease));
+    let mut restoring = Vec::new();
+    for record in restores.records.iter().filter(|record| record.state == RestoreState::InProgress) {
+        let reading = format!("{READING}{}", record.id);
+        let runs = operation.as_ref().is_some_and(|lease| {
+            matches!(lease.operation.kind, OperationKind::Restore | OperationKind::Replay)
+                && lease.operation.id == record.id
+        });
+        if runs || cluster.lease_state(&reading).await?.is_some_and(|lease| live(&reading, &lease)) {
+            restoring.push(record.id.clone());
+        }
+    }
     Ok(Overview {
         descriptor,
         config: config.1,
@@ -89,7 +104,8 @@ pub async fn overview(cluster: &ClusterRepository) -> Result<Overview> {
         history,
         restores: restores.records,
         proofs,
-        operation: operation.filter(|lease| live(OPERATION_LEASE, lease)),
+        operation,
+        restoring,
         capture: match capture {
             Some(lease) if live(CAPTURE_LEASE, &lease) => Captured::Running(lease),
             other => Captured::Idle(other),

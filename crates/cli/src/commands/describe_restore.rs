@@ -28,6 +28,6 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         Failure::new(Exit::Unknown, format!("there is no restore {:?}", args.name))
             .hint("`list --restore` shows those there were")
     })?;
-    let operation = hindsight_jobs::overview(&cluster).await?.operation;
-    context.out.print(&RestoreReport::of(&record, operation.as_ref()))
+    let restoring = hindsight_jobs::overview(&cluster).await?.restoring;
+    context.out.print(&RestoreReport::of(&record, &restoring))
 }

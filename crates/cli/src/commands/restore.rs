@@ -106,7 +106,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     context.journal.attach(&source, "restore");
     let (record, warnings) = carry_out(&*engine, &proposal, context).await?;
     let done = told(&record, &proposal, context.program);
-    context.out.print(&Restored { plan, restore: RestoreReport::of(&record, None), warnings, done })
+    context.out.print(&Restored { plan, restore: RestoreReport::of(&record, &[]), warnings, done })
 }
 
 impl Args {

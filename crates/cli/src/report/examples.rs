@@ -148,6 +148,7 @@ pub(super) fn healthy() -> Overview {
         restores: Vec::new(),
         damaged: Vec::new(),
         operation: None,
+        restoring: Vec::new(),
         capture: Captured::Running(lease(OperationKind::Capture, "rs0", "captured until ...")),
     }
 }

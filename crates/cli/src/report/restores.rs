@@ -1,6 +1,6 @@
 //! Restores that were, and how they ended.
 
-use hindsight_format::{DamagedRecord, LeaseRecord, OperationKind, Place, RestoreRecord, RestoreState, format_time};
+use hindsight_format::{DamagedRecord, Place, RestoreRecord, RestoreState, format_time};
 use hindsight_jobs::Overview;
 use serde::Serialize;
 
@@ -10,13 +10,9 @@ use crate::text;
 
 /// How a restore stands, in one or two words. One whose record says that it runs, while nobody
 /// runs it, was cut off.
-pub(crate) fn standing(record: &RestoreRecord, operation: Option<&LeaseRecord>) -> &'static str {
-    let runs = operation.is_some_and(|lease| {
-        matches!(lease.operation.kind, OperationKind::Restore | OperationKind::Replay)
-            && lease.operation.id == record.id
-    });
+pub(crate) fn standing(record: &RestoreRecord, restoring: &[String]) -> &'static str {
     match record.state {
-        RestoreState::InProgress if runs => "in_progress",
+        RestoreState::InProgress if restoring.contains(&record.id) => "in_progress",
         RestoreState::InProgress => "cut off",
         RestoreState::Success => "success",
         RestoreState::Error => "error",
@@ -39,7 +35,7 @@ pub(crate) fn unmended<'a>(overview: &'a Overview) -> Option<&'a RestoreRecord> 
             _ => broken = Some(record),
         }
     }
-    broken.filter(|record| standing(record, overview.operation.as_ref()) != "in_progress")
+    broken.filter(|record| standing(record, &overview.restoring) != "in_progress")
 }
 
 /// The warning about such a restore, in plain words.
@@ -90,7 +86,7 @@ impl Restores {
         let skipped = overview.restores.len().saturating_sub(size.unwrap_or(usize::MAX));
         let entry = |record: &RestoreRecord| Entry {
             name: record.id.clone(),
-            status: standing(record, overview.operation.as_ref()),
+            status: standing(record, &overview.restoring),
             snapshot: record.snapshot.clone(),
             target: record.target.clone(),
             into: record.into_hosts.clone(),
@@ -172,10 +168,10 @@ pub(crate) struct RestoreReport {
 }
 
 impl RestoreReport {
-    pub(crate) fn of(record: &RestoreRecord, operation: Option<&LeaseRecord>) -> Self {
+    pub(crate) fn of(record: &RestoreRecord, restoring: &[String]) -> Self {
         Self {
             name: record.id.clone(),
-            status: standing(record, operation),
+            status: standing(record, restoring),
             restore_point: record.target.clone(),
             backup: record.snapshot.clone(),
             namespaces: record.namespaces.clone(),

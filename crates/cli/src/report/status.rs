@@ -191,7 +191,7 @@ impl Backups {
             history.snapshots.iter().map(|snapshot| snapshot.totals.stored_bytes).fold(0, u64::saturating_add);
         let last_restore = overview.restores.last().map(|record| LastRestore {
             name: record.id.clone(),
-            status: standing(record, overview.operation.as_ref()),
+            status: standing(record, &overview.restoring),
             target: record.target.clone(),
             into: record.into_hosts.clone(),
             error: record.error.clone(),

@@ -115,6 +115,7 @@ fn the_capture_is_told_in_one_line_with_what_is_wrong() {
 
     overview = Overview { capture: Captured::Idle(None), ..healthy() };
     overview.operation = Some(lease(OperationKind::Restore, "2021-02-09T12:00:00Z", "copying documents"));
+    overview.restoring = vec!["2021-02-09T12:00:00Z".to_owned()];
     tell("a restore is running", &overview);
 
     overview = Overview { capture: Captured::Idle(None), epoch: 2, ..healthy() };
@@ -159,7 +160,7 @@ fn the_status_of_a_cluster_that_is_away() {
 #[test]
 fn the_history_of_restores() {
     let mut overview = healthy();
-    overview.operation = Some(lease(OperationKind::Restore, "2021-02-09T12:00:00Z", ""));
+    overview.restoring = vec!["2021-02-09T12:00:00Z".to_owned()];
     overview.restores = vec![
         restored("2021-02-07T03:10:00Z", RestoreState::Error, false),
         restored("2021-02-08T03:10:00Z", RestoreState::InProgress, true),
@@ -168,10 +169,10 @@ fn the_history_of_restores() {
     ];
     overview.restores[2].namespaces = vec!["shop.orders".to_owned()];
     assert_snapshot!(Restores::of(&overview, None).text());
-    assert_eq!(standing(&overview.restores[3], overview.operation.as_ref()), "in_progress");
-    let described = RestoreReport::of(&overview.restores[1], overview.operation.as_ref());
+    assert_eq!(standing(&overview.restores[3], &overview.restoring), "in_progress");
+    let described = RestoreReport::of(&overview.restores[1], &overview.restoring);
     assert_snapshot!("a_restore_that_was_cut_off", described.text());
-    assert_snapshot!("a_restore_that_went_well", RestoreReport::of(&overview.restores[2], None).text());
+    assert_snapshot!("a_restore_that_went_well", RestoreReport::of(&overview.restores[2], &[]).text());
 }
 
 #[test]

@@ -145,7 +145,10 @@ async fn it_hangs_under_a_backup_and_a_restore() -> Result<()> {
         .await?;
     scene.server.faults().plan(S3Op::Get, "/data/", 100, Fault::Delay(Duration::from_secs(3)));
     let restore = scene.cli.start(&format!("restore {name} --cluster source --uri {uri} -y --log-level info"));
-    scene.until("restore", 60, |scene| scene.cli.ok("list --restore --cluster target").contains("in_progress")).await?;
+    let runs = |scene: &mut Scene, cluster| {
+        scene.cli.ok(&format!("list --restore --cluster {cluster}")).contains("in_progress")
+    };
+    scene.until("restore", 60, |scene| runs(scene, "target") && runs(scene, "source")).await?;
     scene.server.faults().hang(true);
     let begun = Instant::now();
     scene.record().await?;
