@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::backup::{BackupRequest, backup};
-use crate::capture::{Capture, Place};
+use crate::capture::{Capture, Place, Told};
 use crate::journal::job;
 use crate::metrics::Metrics;
 use crate::operation::OPERATION_LEASE;
@@ -257,15 +257,8 @@ impl Agent {
         slices.retain(|slice| slice.name.end.position.order() <= start.position.order());
         let chain_start = chain_start(&slices, &place, &start);
         standing.stored(&start);
-        let mut capture = Capture::new(
-            place,
-            lease.clone(),
-            self.tuning,
-            self.metrics.clone(),
-            reader,
-            start.clone(),
-            standing.clone(),
-        );
+        let told = Told { metrics: self.metrics.clone(), standing: standing.clone() };
+        let mut capture = Capture::new(place, lease.clone(), self.tuning, told, reader, start.clone());
         let mut snapshot = Snapshots::new(self.clone(), chain_start, epoch);
         let (tell, told) = watch::channel((0, start));
         let room = Room::new(self.engine.clone(), self.metrics.clone(), told, self.tuning.room_every);

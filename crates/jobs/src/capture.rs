@@ -27,6 +27,13 @@ pub(crate) struct Place {
     pub(crate) epoch: u64,
 }
 
+/// Who is told how it goes.
+#[derive(Clone)]
+pub(crate) struct Told {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) standing: Standing,
+}
+
 /// A slice on its way.
 struct Storing {
     task: JoinHandle<Result<StoredSlice>>,
@@ -39,7 +46,7 @@ pub(crate) struct Capture {
     place: Place,
     lease: Arc<Lease>,
     tuning: Tuning,
-    metrics: Arc<Metrics>,
+    told: Told,
     reader: Box<dyn LogReader>,
     buffer: LogBuffer,
     /// When the first record that matters came into the buffer.
@@ -55,7 +62,6 @@ pub(crate) struct Capture {
     pub(crate) durable: Point,
     /// Bytes of log read since the beginning.
     pub(crate) read: u64,
-    standing: Standing,
 }
 
 impl Capture {
@@ -64,16 +70,15 @@ impl Capture {
         place: Place,
         lease: Arc<Lease>,
         tuning: Tuning,
-        metrics: Arc<Metrics>,
+        told: Told,
         reader: Box<dyn LogReader>,
         start: Point,
-        standing: Standing,
     ) -> Self {
         Self {
             place,
             lease,
             tuning,
-            metrics,
+            told,
             reader,
             buffer: LogBuffer::starting_at(start.clone()),
             waiting_since: None,
@@ -83,7 +88,6 @@ impl Capture {
             stored: Vec::new(),
             durable: start,
             read: 0,
-            standing,
         }
     }
 
@@ -107,7 +111,7 @@ impl Capture {
             self.flush(config).await?;
         }
         let all_is_stored = !self.buffer.substantial && self.storing.is_none();
-        self.metrics.captured_until(if all_is_stored { Timestamp::now() } else { self.durable.time });
+        self.told.metrics.captured_until(if all_is_stored { Timestamp::now() } else { self.durable.time });
         Ok(())
     }
 
@@ -155,8 +159,7 @@ impl Capture {
             config.compression_level,
             replaces,
             self.tuning.retry_pause,
-            self.metrics.clone(),
-            self.standing.clone(),
+            self.told.clone(),
         );
         self.storing = Some(Storing { task: tokio::spawn(work.in_current_span()), idle: !full });
         if full { Ok(()) } else { self.settle().await }
@@ -174,7 +177,7 @@ impl Capture {
         self.stored.retain(|known| known.name.start != slice.name.start);
         self.stored.push(slice.clone());
         self.durable = slice.name.end.clone();
-        self.metrics.stored(slice.stored_bytes);
+        self.told.metrics.stored(slice.stored_bytes);
         self.lease.set_detail(format!("captured until {}", self.durable));
         tracing::debug!(slice = %slice.name, bytes = slice.stored_bytes, "stored");
         Ok(())
@@ -203,10 +206,9 @@ async fn store(
     level: i32,
     replaces: Option<StoredSlice>,
     pause: Duration,
-    metrics: Arc<Metrics>,
-    standing: Standing,
+    told: Told,
 ) -> Result<StoredSlice> {
-    let Place { cluster, stream, epoch } = place;
+    let (Place { cluster, stream, epoch }, Told { metrics, standing }) = (place, told);
     loop {
         standing.tries();
         let name =

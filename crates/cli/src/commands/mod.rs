@@ -73,6 +73,7 @@ fn nothing(context: &Context) -> Overview {
         damaged: Vec::new(),
         proofs: Vec::new(),
         operation: None,
+        restoring: Vec::new(),
         capture: Captured::Idle(None),
     }
 }
