@@ -182,9 +182,9 @@ fn a_restore_that_did_not_end_well_is_mended_by_one_that_covers_it() {
     let (first, second) = ("2021-02-08T03:10:00Z", "2021-02-08T04:10:00Z");
     overview.restores = vec![restored(first, RestoreState::InProgress, true)];
     assert_eq!(broken(&overview).as_deref(), Some(first));
-    overview.operation = Some(lease(OperationKind::Restore, first, ""));
+    overview.restoring = vec![first.to_owned()];
     assert_eq!(broken(&overview), None);
-    overview.operation = None;
+    overview.restoring.clear();
     overview.restores.push(restored(second, RestoreState::Success, true));
     assert_eq!(broken(&overview), None);
     overview.restores[1].namespaces = vec!["shop.orders".to_owned()];
