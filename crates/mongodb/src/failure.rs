@@ -42,7 +42,7 @@ pub(crate) fn driver(doing: &str, error: Error) -> EngineError {
         ErrorKind::Command(command) => match command.code {
             code::AUTHENTICATION_FAILED => not_accepted(doing),
             code::UNAUTHORIZED => missing_privilege(doing, &command.message),
-            _ => EngineError::new(FailureKind::Server, format!("the server refused while {doing}: {text}")),
+            _ => refused(format!("the server refused while {doing}: {text}")),
         },
         ErrorKind::InvalidArgument { .. } | ErrorKind::InvalidTlsConfig { .. } => {
             EngineError::new(FailureKind::Address, format!("the connection string cannot be used: {text}"))
@@ -56,6 +56,17 @@ pub(crate) fn driver(doing: &str, error: Error) -> EngineError {
         _ => EngineError::new(FailureKind::Server, format!("{doing} failed: {text}")),
     };
     failure.caused_by(error)
+}
+
+/// The server has answered, and does not do it.
+pub(crate) fn refused(what: String) -> EngineError {
+    let full = what.contains("No space left on device");
+    let error = EngineError::new(FailureKind::Server, what);
+    if full {
+        error.hint("make room on the disk of the database: a server whose disk is full ends itself")
+    } else {
+        error
+    }
 }
 
 fn not_accepted(doing: &str) -> EngineError {

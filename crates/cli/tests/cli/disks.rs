@@ -86,8 +86,8 @@ async fn of_the_target_of_a_restore() -> Result<()> {
     let restore = format!("restore {name} --cluster source --uri {} -y", quickly(&target.uri()));
     let ran = cli.run(&restore);
     ended(&target).await?;
-    let ran = ran.ends(5, "while");
-    ensure!(ran.err.contains("whose disk is full"), "{ran}");
+    // The server may have answered before it ended.
+    ensure!([1, 5].contains(&ran.code) && ran.err.contains("whose disk is full"), "{ran}");
     cli.run(&format!("status --cluster target --uri {}", quickly(&target.uri()))).ends(0, "half restored");
     cli.run("list --restore --cluster source").ends(0, "error");
 

@@ -1,10 +1,10 @@
 //! Inserting raw documents.
 
 use bson::{Bson, RawDocumentBuf, doc, rawdoc};
-use hindsight_engine::{EngineError, FailureKind, Result};
+use hindsight_engine::{EngineError, Result};
 use mongodb::Client;
 
-use crate::failure::driver;
+use crate::failure::{driver, refused};
 use crate::oplog::diff::raw::{Elements, IndexName, kind, push_element, push_name};
 use crate::oplog::entry::{malformed, next_document};
 
@@ -91,7 +91,7 @@ impl Batch {
             };
             if let Some(failure) = failure {
                 let why = failure.as_document().and_then(|f| f.get_str("errmsg").ok()).unwrap_or("unknown");
-                return Err(EngineError::new(FailureKind::Server, format!("{doing}: {why}")));
+                return Err(refused(format!("{doing}: {why}")));
             }
         }
         Ok(count)
