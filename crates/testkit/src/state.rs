@@ -21,7 +21,8 @@ pub use optime::last_optime;
 ///
 /// Left out: the databases `local` and `config`; `admin.system.keys` and `admin.system.version`, which belong to the
 /// server; `system.profile`; `system.views`, which says again what the options of the views say; UUIDs of collections;
-/// the fields `ns` and `v` of indexes; indexes that are still being built.
+/// the fields `ns` and `v` of indexes; indexes that are still being built; the option `temp` of what a command makes for
+/// its own use, and leaves behind when it is broken off.
 ///
 /// The source must be quiet while it is read: databases are read one after another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

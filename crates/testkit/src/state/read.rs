@@ -52,7 +52,7 @@ async fn database(database: &Database) -> Result<BTreeMap<String, CollectionStat
         let options = entry.get_document("options")?;
         let mut state = CollectionState {
             kind: entry.get_str("type")?.to_owned(),
-            options: fields(options),
+            options: fields(options).into_iter().filter(|(option, _)| option != "temp").collect(),
             indexes: BTreeMap::new(),
             db_hash: hashes.get_str(name).ok().map(str::to_owned),
             contents: None,
