@@ -28,6 +28,7 @@ async fn whatever_is_killed_nothing_is_lost() -> Result<()> {
         let done = scene.play(setting("CRASH_RUNS", 8)).await;
         if done.is_err() {
             eprintln!("{}", scene.last_words());
+            eprintln!("the repository is kept in {}", scene.cli.keep().display());
         }
         done.with_context(|| format!("seed {seed}"))?;
         println!(

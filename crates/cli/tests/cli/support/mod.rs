@@ -57,6 +57,12 @@ impl Cli {
         self.folder.path()
     }
 
+    /// Leaves the folder with the repository where it is, to be looked at; says where.
+    pub fn keep(&mut self) -> &Path {
+        self.folder.disable_cleanup(true);
+        self.folder.path()
+    }
+
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(&self.program);
         let own = ["HINDSIGHT_", "PBM_", "AWS_", "XDG_"];
