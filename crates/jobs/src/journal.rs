@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hindsight_format::{FORMAT_VERSION, JournalBatch, JournalLine, Severity};
-use hindsight_repository::ClusterRepository;
+use hindsight_repository::{ClusterRepository, host_name};
 use jiff::Timestamp;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
@@ -75,7 +75,7 @@ impl Journal {
         Self(Arc::new(Inner {
             waiting: Mutex::default(),
             scrub,
-            host: gethostname::gethostname().to_string_lossy().into_owned(),
+            host: host_name(),
             writer: rand::random(),
             place: OnceLock::new(),
             storing: tokio::sync::Mutex::default(),

@@ -197,7 +197,8 @@ async fn newest_full(cluster: &ClusterRepository) -> Result<Option<SnapshotManif
     for id in ids.iter().rev() {
         match cluster.snapshot(id).await {
             Ok(Some(manifest)) if manifest.namespaces.is_empty() => return Ok(Some(manifest)),
-            Ok(_) | Err(RepositoryError::Damaged { .. } | RepositoryError::NewerFormat { .. }) => {}
+            Ok(_) => {}
+            Err(error) if error.is_unreadable() => {}
             Err(error) => return Err(error),
         }
     }

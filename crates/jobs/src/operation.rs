@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hindsight_engine::{EngineError, FailureKind};
-use hindsight_format::{CancelRequest, Operation, OperationKind, format_time};
-use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
+use hindsight_format::{CancelRequest, LeaseRecord, Operation, OperationKind, format_time};
+use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Error as RepositoryError, Lease, host_name};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -30,6 +30,8 @@ pub(crate) struct Exclusive {
     pub(crate) cancel: CancellationToken,
     /// Who asked the work to stop, once somebody did.
     asked: Arc<OnceLock<CancelRequest>>,
+    /// The right to read from another cluster.
+    reading: Option<Reading>,
 }
 
 impl Exclusive {
@@ -43,7 +45,15 @@ impl Exclusive {
         let lease = acquire(cluster, OPERATION_LEASE, kind, id).await?;
         let cancel = cancel.child_token();
         cancelled_when_lost(&lease, cancel.clone());
-        Ok(Self { lease, cluster: cluster.clone(), cancel, asked: Arc::default() })
+        Ok(Self { lease, cluster: cluster.clone(), cancel, asked: Arc::default(), reading: None })
+    }
+
+    /// From now on nothing is deleted from what `source` has stored either, if it is another cluster.
+    pub(crate) async fn reads(&mut self, source: &ClusterRepository, kind: OperationKind, id: &str) -> Result<()> {
+        if self.cluster.name() != source.name() {
+            self.reading = Some(Reading::take(source, kind, id, &self.cancel).await?);
+        }
+        Ok(())
     }
 
     /// Tells others how far it is.
@@ -105,7 +115,10 @@ impl Exclusive {
     /// Gives it back after work of which `done` came, which is told as it is: a right that cannot be given back runs
     /// out by itself. Work that was cut off as the right was lost, because the repository did not answer, has
     /// failed for that.
-    pub(crate) async fn release<T>(self, done: Result<T>) -> Result<T> {
+    pub(crate) async fn release<T>(mut self, done: Result<T>) -> Result<T> {
+        if let Some(reading) = self.reading.take() {
+            self.soon(reading.release()).await;
+        }
         self.cancel.cancel();
         let done = match done {
             Err(JobError::Engine(error)) if error.kind == FailureKind::Cancelled => {
@@ -128,37 +141,42 @@ impl Exclusive {
 /// The right to read what one cluster has stored while something else is done with it: nothing is
 /// deleted meanwhile. Those who read first say so and then look for a cleanup, a cleanup does the
 /// same the other way round: one of the two sees the other.
-pub(crate) struct Reading {
+struct Reading {
     lease: Lease,
     cluster: ClusterRepository,
 }
 
 impl Reading {
     /// Takes it, or says which cleanup is running. `cancel` is cancelled when it is lost.
-    pub(crate) async fn take(
+    async fn take(
         cluster: &ClusterRepository,
         kind: OperationKind,
         id: &str,
         cancel: &CancellationToken,
     ) -> Result<Self> {
         let lease = acquire(cluster, &format!("{READING}{id}"), kind, id).await?;
-        let running = match cluster.lease_state(OPERATION_LEASE).await {
+        let running = match running_operation(cluster).await {
             // Nobody can take a lease whose state cannot be read: there is no cleanup.
             Err(error) if error.is_unreadable() => None,
-            state => state?,
+            running => running?,
         };
-        let running = running.filter(|record| cluster.lease_is_live(OPERATION_LEASE, record));
         let reading = Self { lease, cluster: cluster.clone() };
         if let Some(record) = running.filter(|record| record.operation.kind == OperationKind::Cleanup) {
-            reading.release().await?;
+            reading.give_back().await?;
             return Err(JobError::Busy(Box::new(record)));
         }
         cancelled_when_lost(&reading.lease, cancel.clone());
         Ok(reading)
     }
 
-    /// Gives it back.
-    pub(crate) async fn release(self) -> Result<()> {
+    /// Gives it back. That this fails is no failure of the work: the right runs out by itself.
+    async fn release(self) {
+        if let Err(error) = self.give_back().await {
+            tracing::debug!(%error, "the right to read runs out by itself");
+        }
+    }
+
+    async fn give_back(self) -> Result<()> {
         let name = self.lease.name().to_owned();
         self.lease.release().await?;
         Ok(self.cluster.forget_lease(&name).await?)
@@ -178,9 +196,7 @@ pub(crate) async fn while_reading<T>(
     let reading = Reading::take(cluster, kind, &id, cancel).await?;
     let done = work.await;
     cancel.cancel();
-    if let Err(error) = reading.release().await {
-        tracing::debug!(%error, "the right to read runs out by itself");
-    }
+    reading.release().await;
     done
 }
 
@@ -193,6 +209,14 @@ pub(crate) async fn without_readers(cluster: &ClusterRepository, id: &str) -> Re
         cluster.forget_lease(&name).await?;
     }
     Ok(())
+}
+
+/// What runs alone now.
+pub(crate) async fn running_operation(
+    cluster: &ClusterRepository,
+) -> std::result::Result<Option<LeaseRecord>, RepositoryError> {
+    let lease = cluster.lease_state(OPERATION_LEASE).await?;
+    Ok(lease.filter(|lease| cluster.lease_is_live(OPERATION_LEASE, lease)))
 }
 
 async fn acquire(cluster: &ClusterRepository, name: &str, kind: OperationKind, id: &str) -> Result<Lease> {
@@ -219,14 +243,13 @@ fn cancelled_when_lost(lease: &Lease, cancel: CancellationToken) {
 /// # Errors
 /// None is running.
 pub async fn cancel_backup(cluster: &ClusterRepository) -> Result<Operation> {
-    let running = cluster.lease_state(OPERATION_LEASE).await?;
-    let running = running.filter(|record| cluster.lease_is_live(OPERATION_LEASE, record));
+    let running = running_operation(cluster).await?;
     let Some(record) = running.filter(|record| record.operation.kind == OperationKind::Backup) else {
         return Err(JobError::NothingToCancel);
     };
     let request = CancelRequest {
         operation: record.operation.clone(),
-        requested_from: gethostname::gethostname().to_string_lossy().into_owned(),
+        requested_from: host_name(),
         requested_at: Timestamp::now(),
     };
     cluster.request_cancel(&record.holder.id, &request).await?;

@@ -9,7 +9,7 @@ use hindsight_repository::ClusterRepository;
 
 use crate::Result;
 use crate::agent::CAPTURE_LEASE;
-use crate::operation::{OPERATION_LEASE, READING};
+use crate::operation::{READING, running_operation};
 
 /// Everything about one cluster that the repository tells.
 #[derive(Debug)]
@@ -79,11 +79,10 @@ pub async fn overview(cluster: &ClusterRepository) -> Result<Overview> {
         cluster.config(),
         cluster.list_restores(),
         cluster.proofs(),
-        cluster.lease_state(OPERATION_LEASE),
+        running_operation(cluster),
         cluster.lease_state(CAPTURE_LEASE),
     )?;
     let live = |name: &str, lease: &LeaseRecord| cluster.lease_is_live(name, lease);
-    let operation = operation.filter(|lease| live(OPERATION_LEASE, lease));
     let mut restoring = Vec::new();
     for record in restores.records.iter().filter(|record| record.state == RestoreState::InProgress) {
         let reading = format!("{READING}{}", record.id);

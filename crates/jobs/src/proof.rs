@@ -1,7 +1,7 @@
 //! Evidence: what a verification or drill leaves in the repository.
 
 use hindsight_format::{FORMAT_VERSION, ProofKind, ProofRecord};
-use hindsight_repository::ClusterRepository;
+use hindsight_repository::{ClusterRepository, host_name};
 use jiff::Timestamp;
 
 use crate::Result;
@@ -69,7 +69,7 @@ impl Draft {
             recovery_ms: self.recovery_ms,
             hashes_compared: self.hashes_compared,
             server_version: self.server_version,
-            host: gethostname::gethostname().to_string_lossy().into_owned(),
+            host: host_name(),
             run_by: env!("CARGO_PKG_VERSION").to_owned(),
         };
         Ok(cluster.put_proof(record).await?)

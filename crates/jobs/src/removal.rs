@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::journal::{RESULT, job};
-use crate::operation::{Exclusive, OPERATION_LEASE, without_readers};
+use crate::operation::{Exclusive, running_operation, without_readers};
 use crate::overview::{history, warn_of_damage};
 use crate::{JobError, Result};
 
@@ -46,8 +46,7 @@ async fn leftovers(cluster: &ClusterRepository, wish: &Wish) -> Result<Vec<Unfin
 
 /// The name of what runs alone.
 async fn running(cluster: &ClusterRepository) -> Result<Option<String>> {
-    let lease = cluster.lease_state(OPERATION_LEASE).await?;
-    let lease = lease.filter(|lease| cluster.lease_is_live(OPERATION_LEASE, lease));
+    let lease = running_operation(cluster).await?;
     Ok(lease.filter(|lease| lease.operation.kind != OperationKind::Cleanup).map(|lease| lease.operation.id))
 }
 

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use crate::Result;
 use crate::backup::new_name;
 use crate::journal::{RESULT, job};
-use crate::operation::{Exclusive, Reading};
+use crate::operation::Exclusive;
 use crate::overview::history;
 use crate::restore::{require_open_slices, restore_names};
 
@@ -92,17 +92,10 @@ async fn alone(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(RestoreRecord, ReplayTotals)> {
-    let exclusive = Exclusive::take(place, OperationKind::Replay, id, cancel).await?;
+    let mut exclusive = Exclusive::take(place, OperationKind::Replay, id, cancel).await?;
     let done = async {
-        if place.name() == plan.source.name() {
-            return carry_out(engine, plan, id, progress, &exclusive).await;
-        }
-        let reading = Reading::take(&plan.source, OperationKind::Replay, id, &exclusive.cancel).await?;
-        let done = carry_out(engine, plan, id, progress, &exclusive).await;
-        if let Some(Err(error)) = exclusive.soon(reading.release()).await {
-            tracing::debug!(%error, "the right to read runs out by itself");
-        }
-        done
+        exclusive.reads(&plan.source, OperationKind::Replay, id).await?;
+        carry_out(engine, plan, id, progress, &exclusive).await
     }
     .await;
     exclusive.release(done).await

@@ -21,7 +21,7 @@ use tracing::Instrument;
 use crate::agent::CAPTURE_LEASE;
 use crate::backup::new_name;
 use crate::journal::{RESULT, job};
-use crate::operation::{Exclusive, Reading};
+use crate::operation::Exclusive;
 use crate::overview::{history, warn_of_damage};
 use crate::{JobError, Result};
 
@@ -232,18 +232,10 @@ async fn alone(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<RestoreRecord> {
-    let source = &proposal.source;
-    let exclusive = Exclusive::take(place, OperationKind::Restore, id, cancel).await?;
+    let mut exclusive = Exclusive::take(place, OperationKind::Restore, id, cancel).await?;
     let done = async {
-        if place.name() == source.name() {
-            return carry_out(engine, proposal, id, progress, &exclusive).await;
-        }
-        let reading = Reading::take(source, OperationKind::Restore, id, &exclusive.cancel).await?;
-        let done = carry_out(engine, proposal, id, progress, &exclusive).await;
-        if let Some(Err(error)) = exclusive.soon(reading.release()).await {
-            tracing::debug!(%error, "the right to read runs out by itself");
-        }
-        done
+        exclusive.reads(&proposal.source, OperationKind::Restore, id).await?;
+        carry_out(engine, proposal, id, progress, &exclusive).await
     }
     .await;
     exclusive.release(done).await

@@ -233,11 +233,16 @@ impl ClusterRepository {
 fn holder() -> LeaseHolder {
     LeaseHolder {
         id: format!("{:032x}", rand::random::<u128>()),
-        host: gethostname::gethostname().to_string_lossy().into_owned(),
+        host: host_name(),
         pid: std::process::id(),
         pid_space: pid_space(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
+}
+
+/// The name of this host, as records tell it.
+pub fn host_name() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
 }
 
 /// Within which process numbers mean the same: this boot of this machine, and the PID namespace

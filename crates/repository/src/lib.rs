@@ -30,7 +30,7 @@ pub use cluster::{ClusterRepository, Listed};
 pub use error::{Error, Failure, FailureKind, Result};
 pub use frames::{EncodedFrame, FRAME_TARGET, MAX_FRAME_RAW, encode_frame};
 pub use history::SliceListing;
-pub use leases::{Acquired, DEFAULT_TTL, Lease};
+pub use leases::{Acquired, DEFAULT_TTL, Lease, host_name};
 pub use merge::merge_slices;
 pub use probe::{CheckReport, CheckStep, Outcome};
 pub use reader::ObjectReader;
