@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::finding::{About, Finding};
-use crate::Result;
+use crate::{JobError, Result};
 
 /// Problems of one object that are told.
 const TOLD: usize = 8;
@@ -210,20 +210,19 @@ impl Task {
     async fn run(self) -> Result<(Work, Vec<String>)> {
         let problems = match self.problems().await {
             Ok(problems) => problems,
-            Err(Stopped::Repository(RepositoryError::Damaged { why, .. })) => vec![why],
-            Err(Stopped::Repository(RepositoryError::Missing { .. })) => vec!["it is missing".to_owned()],
+            Err(JobError::Repository(RepositoryError::Damaged { why, .. })) => vec![why],
+            Err(JobError::Repository(RepositoryError::Missing { .. })) => vec!["it is missing".to_owned()],
             // A manifest may name what no key can be.
-            Err(Stopped::Repository(error @ (RepositoryError::NewerFormat { .. } | RepositoryError::Refused(_)))) => {
+            Err(JobError::Repository(error @ (RepositoryError::NewerFormat { .. } | RepositoryError::Refused(_)))) => {
                 vec![error.to_string()]
             }
-            Err(Stopped::Repository(error)) => return Err(error.into()),
-            Err(Stopped::Engine(error)) if error.kind == FailureKind::Damaged => vec![error.to_string()],
-            Err(Stopped::Engine(error)) => return Err(error.into()),
+            Err(JobError::Engine(error)) if error.kind == FailureKind::Damaged => vec![error.to_string()],
+            Err(error) => return Err(error),
         };
         Ok((self.work, problems))
     }
 
-    async fn problems(&self) -> std::result::Result<Vec<String>, Stopped> {
+    async fn problems(&self) -> Result<Vec<String>> {
         match &self.work {
             Work::Object { object, .. } => {
                 let reader = self.cluster.object_reader(&self.work.key(&self.cluster), Some(object)).await?;
@@ -241,7 +240,7 @@ impl Task {
         }
     }
 
-    async fn slice(&self, reader: &ObjectReader, name: &SliceName) -> std::result::Result<Vec<String>, Stopped> {
+    async fn slice(&self, reader: &ObjectReader, name: &SliceName) -> Result<Vec<String>> {
         let mut check = self.engine.check_log(&name.start, &name.end)?;
         let mut problems = self.frames(reader, |_, raw| check.frame(raw)).await?;
         if problems.is_empty() {
@@ -259,7 +258,7 @@ impl Task {
         &self,
         reader: &ObjectReader,
         mut each: impl FnMut(&FrameEntry, &Bytes) -> std::result::Result<(), String>,
-    ) -> std::result::Result<Vec<String>, Stopped> {
+    ) -> Result<Vec<String>> {
         let mut problems = Vec::new();
         let mut frames = reader.stream(|_| true, AHEAD);
         while let Some(next) = frames.next().await {
@@ -280,24 +279,6 @@ impl Task {
             }
         }
         Ok(problems)
-    }
-}
-
-/// Why an object could not be read to its end.
-enum Stopped {
-    Repository(RepositoryError),
-    Engine(EngineError),
-}
-
-impl From<RepositoryError> for Stopped {
-    fn from(error: RepositoryError) -> Self {
-        Self::Repository(error)
-    }
-}
-
-impl From<EngineError> for Stopped {
-    fn from(error: EngineError) -> Self {
-        Self::Engine(error)
     }
 }
 
