@@ -168,6 +168,14 @@ impl Source {
     pub(crate) async fn progress(&self) -> Result<Progress> {
         progress(&self.client).await
     }
+
+    /// Which life of the member this is, and which of its states: another one after each restart, election, rollback
+    /// and reconfiguration (`topologyVersion`, mongo/src/mongo/db/repl/topology_version_observer.h).
+    pub(crate) async fn standing(&self) -> Result<Option<Document>> {
+        let hello = self.client.database("admin").run_command(doc! {"hello": 1}).await;
+        let hello = hello.map_err(|e| driver("asking for the state of the member", e))?;
+        Ok(hello.get_document("topologyVersion").ok().cloned())
+    }
 }
 
 /// How far the member behind `client` is.

@@ -25,6 +25,9 @@ use crate::failure::driver;
 use crate::oplog::entry::Entry;
 use crate::optime::Optime;
 
+/// How often collections are listed again because the member changed meanwhile.
+const LISTINGS: u32 = 5;
+
 /// Takes the snapshot and stores everything but its manifest.
 pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
     job.progress.step("choosing a member to read from", None);
@@ -41,8 +44,7 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
 
     let hashing = hash::Hashing::begin(job, &source, &selection, request.hash).await;
     job.progress.step("listing collections", None);
-    let mut collections = catalog::list(&source, &selection).await?;
-    confirm(&source, source.progress().await?.applied).await?;
+    let mut collections = list(&source, &selection).await?;
     job.check()?;
 
     let mut objects = data::copy(job, request, &source, &mut collections, done).await?;
@@ -130,6 +132,27 @@ async fn go_on(
     let bytes: u64 = done.pieces.iter().filter_map(|piece| piece.segment.as_ref()).map(|segment| segment.bytes).sum();
     tracing::info!(objects = done.objects.len(), bytes, "goes on with what is stored");
     Ok((done, log))
+}
+
+/// All that is to be copied, as the log has it too. A listing is no read of what a majority has: it may show an index
+/// that is rolled back later. Nor does the driver tell when it has asked once more, after a restart that lost the end of
+/// the member's oplog.
+async fn list(source: &Source, selection: &Selection) -> Result<Vec<catalog::Found>> {
+    for _ in 0..LISTINGS {
+        let before = source.standing().await?;
+        let found = catalog::list(source, selection).await?;
+        confirm(source, source.progress().await?.applied).await?;
+        if source.standing().await? == before {
+            return Ok(found);
+        }
+        tracing::info!(
+            member = source.host,
+            "the member was restarted or changed its state while it listed its collections"
+        );
+    }
+    let message =
+        format!("{} was restarted or changed its state again and again while it listed its collections", source.host);
+    Err(EngineError::new(FailureKind::Server, message).hint("start the backup again when the replica set is at rest"))
 }
 
 /// Waits until `seen` is safe from rollback, and makes sure that it was not rolled back before: what
