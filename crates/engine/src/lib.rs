@@ -42,7 +42,7 @@ pub trait Engine: Send + Sync {
     async fn probe(&self) -> Result<Probe>;
 
     /// Takes a snapshot and stores all of it but the manifest, which is returned. How far it came is noted below
-    /// [`hindsight_format::Keys::checkpoints`], so that another call can go on with one that was cut off.
+    /// [`hindsight_format::CHECKPOINTS`], so that another call can go on with one that was cut off.
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest>;
 
     /// What a snapshot holds, by name. Reads the repository alone: no database is needed.

@@ -21,6 +21,10 @@ pub fn check_name(name: &str, what: &'static str) -> Result<(), NameError> {
     if fits { Ok(()) } else { Err(NameError(name.to_owned(), what)) }
 }
 
+/// Folder, among the objects of a snapshot that is not complete, of those that say how far it came. The one with the
+/// highest name counts.
+pub const CHECKPOINTS: &str = "checkpoint/";
+
 /// Keys of one cluster. No key is put together anywhere else.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -96,16 +100,6 @@ impl Keys {
     /// The manifest of the snapshot `id`: written last, its presence means complete.
     pub fn manifest(&self, id: &str) -> String {
         format!("{}manifest.json", self.snapshot(id))
-    }
-
-    /// How far the making of snapshot `id` has come, for the `number`th time; the highest counts.
-    pub fn checkpoint(&self, id: &str, number: u32) -> String {
-        format!("{}{number:08}.bson.zst", self.checkpoints(id))
-    }
-
-    /// Folder of the checkpoints of a snapshot that is not complete.
-    pub fn checkpoints(&self, id: &str) -> String {
-        format!("{}checkpoint/", self.snapshot(id))
     }
 
     /// An object of the snapshot `id`, by its name in the manifest.

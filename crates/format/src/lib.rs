@@ -24,7 +24,7 @@ pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreCo
 pub use damaged::DamagedRecord;
 pub use footer::{Footer, FrameEntry, LogSummary, ObjectKind, OpCounts};
 pub use journal::{JournalBatch, JournalLine, Severity};
-pub use keys::{Keys, NameError, check_name};
+pub use keys::{CHECKPOINTS, Keys, NameError, check_name};
 pub use lease::{CancelRequest, LeaseHolder, LeaseRecord, LeaseState, Operation, OperationKind};
 pub use place::Place;
 pub use position::{Point, Position, PositionError, format_time, format_utc};

@@ -9,7 +9,8 @@ use std::time::Duration;
 use hindsight_catalog::{History, chains};
 use hindsight_engine::{Engine, EngineError, LogReader, LogStart, Progress};
 use hindsight_format::{
-    ClusterConfig, GapRecord, LeaseRecord, Operation, OperationKind, Point, RestoreState, StoredSlice, format_time,
+    ClusterConfig, GapRecord, LeaseRecord, Operation, OperationKind, PitrConfig, Point, RestoreState, StoredSlice,
+    format_time,
 };
 use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
 use jiff::Timestamp;
@@ -309,30 +310,7 @@ impl Agent {
                 if merged.elapsed() >= self.tuning.merge_every {
                     merged = Instant::now();
                     slices.append(&mut capture.take_settled());
-                    let pitr = &config.pitr;
-                    let merging = merge::merge(
-                        &self.cluster,
-                        &lease,
-                        slices.clone(),
-                        pitr.oplog_span_min,
-                        pitr.compression_level,
-                        None,
-                    );
-                    match while_held(&lease, merging).await {
-                        None => continue,
-                        Some(Ok(left)) => slices = left,
-                        // Somebody deleted what is too old.
-                        Some(Err(JobError::Repository(error))) if error.is_missing() => {
-                            match self.cluster.slices_from(&stream, epoch, None).await {
-                                Ok(stored) => slices.retain(|slice| stored.contains(slice)),
-                                Err(error) => tracing::debug!(%error, "the repository does not answer"),
-                            }
-                        }
-                        Some(Err(error)) => {
-                            self.metrics.failed(&error);
-                            tracing::warn!(%error, "slices could not be merged");
-                        }
-                    }
+                    self.merge(&lease, &config.pitr, &mut slices).await;
                 }
             }
         };
@@ -340,6 +318,28 @@ impl Agent {
             ended = following => ended,
             // Beside it: the server's log rolls over while a store that is away holds the capture back.
             () = room.watch() => Ok(()),
+        }
+    }
+
+    /// Makes long slices of short ones, of those that this session knows. Never fails: it is tried again later.
+    async fn merge(&self, lease: &Lease, pitr: &PitrConfig, slices: &mut Vec<StoredSlice>) {
+        let (span, level) = (pitr.oplog_span_min, pitr.compression_level);
+        let merging = merge::merge(&self.cluster, lease, slices.clone(), span, level, None);
+        match while_held(lease, merging).await {
+            None => {}
+            Some(Ok(left)) => *slices = left,
+            // Somebody deleted what is too old.
+            Some(Err(JobError::Repository(error))) if error.is_missing() => {
+                let Some(StoredSlice { stream, epoch, .. }) = slices.first() else { return };
+                match self.cluster.slices_from(stream, *epoch, None).await {
+                    Ok(stored) => slices.retain(|slice| stored.contains(slice)),
+                    Err(error) => tracing::debug!(%error, "the repository does not answer"),
+                }
+            }
+            Some(Err(error)) => {
+                self.metrics.failed(&error);
+                tracing::warn!(%error, "slices could not be merged");
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Taking a snapshot.
 
 use hindsight_engine::{Engine, EngineError, Job, Progress, SnapshotRequest};
-use hindsight_format::{OperationKind, SnapshotManifest, format_time};
+use hindsight_format::{CHECKPOINTS, OperationKind, SnapshotManifest, format_time};
 use hindsight_repository::ClusterRepository;
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
@@ -133,7 +133,7 @@ async fn clear_away(
         return keep;
     }
     // A repository that is away cannot tell; a job that goes on finds out.
-    let noted = keep && checkpoints(cluster, id).await.is_ok_and(|noted| !noted.is_empty());
+    let noted = keep && cluster.snapshot_objects(id, CHECKPOINTS).await.is_ok_and(|noted| !noted.is_empty());
     if noted {
         return true;
     }
@@ -143,17 +143,12 @@ async fn clear_away(
     false
 }
 
-/// Names of the objects that say how far a snapshot came.
-async fn checkpoints(cluster: &ClusterRepository, id: &str) -> Result<Vec<String>> {
-    let objects = cluster.snapshot_objects(id).await?.into_iter().map(|(name, _)| name);
-    Ok(objects
-        .filter(|name| cluster.keys().snapshot_object(id, name).starts_with(&cluster.keys().checkpoints(id)))
-        .collect())
-}
-
 async fn forget_checkpoints(cluster: &ClusterRepository, id: &str) {
-    let removed =
-        async { Ok::<_, JobError>(cluster.delete_snapshot_objects(id, &checkpoints(cluster, id).await?).await?) };
+    let removed = async {
+        let noted: Vec<_> =
+            cluster.snapshot_objects(id, CHECKPOINTS).await?.into_iter().map(|(name, _)| name).collect();
+        cluster.delete_snapshot_objects(id, &noted).await
+    };
     if let Err(error) = removed.await {
         tracing::debug!(snapshot = id, %error, "checkpoints of a complete snapshot stay behind; nothing reads them");
     }
@@ -162,15 +157,11 @@ async fn forget_checkpoints(cluster: &ClusterRepository, id: &str) {
 /// The backup to go on with.
 async fn unfinished(cluster: &ClusterRepository, resume: &Resume) -> Result<String> {
     let all = cluster.unfinished_snapshots().await?;
-    let found = match resume {
-        Resume::Newest => all.iter().filter(|unfinished| unfinished.resumable).max_by(|a, b| a.id.cmp(&b.id)),
-        Resume::Named(id) => all.iter().find(|unfinished| unfinished.id == *id),
+    let (name, found) = match resume {
+        Resume::Newest => (None, all.into_iter().filter(|each| each.resumable).map(|each| each.id).max()),
+        Resume::Named(id) => (Some(id.clone()), all.into_iter().map(|each| each.id).find(|found| found == id)),
     };
-    let name = match resume {
-        Resume::Newest => None,
-        Resume::Named(id) => Some(id.clone()),
-    };
-    found.map(|unfinished| unfinished.id.clone()).ok_or(JobError::NothingToResume(name))
+    found.ok_or(JobError::NothingToResume(name))
 }
 
 /// A name that nothing stored has: the present time, or the next free second.

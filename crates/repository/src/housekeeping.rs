@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hindsight_format::{CancelRequest, JournalBatch, Place, UnfinishedSnapshot, check_name};
+use hindsight_format::{CHECKPOINTS, CancelRequest, JournalBatch, Place, UnfinishedSnapshot, check_name};
 use jiff::Timestamp;
 
 use crate::cluster::ClusterRepository;
@@ -27,17 +27,18 @@ impl ClusterRepository {
             let unfinished = found.entry(id.to_owned()).or_insert_with(fresh);
             unfinished.objects += 1;
             unfinished.stored_bytes += size;
-            unfinished.resumable |= key.starts_with(&self.keys().checkpoints(id)) && !key.contains('#');
+            unfinished.resumable |= name.starts_with(CHECKPOINTS) && !name.contains('#');
         }
         // Other names are not ours.
         found.retain(|id, _| !complete.contains(id) && check_name(id, "snapshot name").is_ok());
         Ok(found.into_values().collect())
     }
 
-    /// Names of the objects in the folder of a snapshot, as a manifest would name them, with the bytes stored.
-    pub async fn snapshot_objects(&self, id: &str) -> Result<Vec<(String, u64)>> {
+    /// Names of the objects of a snapshot, as a manifest would name them, with the bytes stored. `folder`: only those in
+    /// it (`data/`); empty for all.
+    pub async fn snapshot_objects(&self, id: &str, folder: &str) -> Result<Vec<(String, u64)>> {
         check_name(id, "snapshot name")?;
-        let entries = self.repository().store().list(&self.keys().snapshot(id)).await?;
+        let entries = self.repository().store().list(&self.keys().snapshot_object(id, folder)).await?;
         let objects = entries.into_iter().filter_map(|entry| match self.placed(entry) {
             (entry, Some(Place::SnapshotObject { name, .. })) => Some((name, entry.size)),
             _ => None,

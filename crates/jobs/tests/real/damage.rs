@@ -16,7 +16,7 @@ async fn a_damaged_log_or_a_cut_object_is_refused_before_the_target_is_touched()
     logging();
     let set = ReplicaSet::single().await?;
     let client = set.client().await?;
-    let store = Store::new().await?;
+    let (store, root) = Store::in_folder().await?;
     let here = store.protect(&set.uri(), None).await?;
     let things = client.database("app").collection("things");
     things.insert_many((0..5000).map(|n| doc! {"_id": n, "text": format!("thing number {n}")})).await?;
@@ -30,7 +30,6 @@ async fn a_damaged_log_or_a_cut_object_is_refused_before_the_target_is_touched()
     agent.stop().await?;
     let before = ClusterState::read(&client).await?;
 
-    let root = std::path::PathBuf::from(store.repository.url().trim_start_matches("file://"));
     let all = files(&root.join("clusters"))?;
     let one =
         |part: &str| all.iter().find(|path| path.display().to_string().contains(part)).cloned().context("no such file");
@@ -78,13 +77,12 @@ async fn without_the_check_damage_in_the_data_is_found_too_late() -> Result<()> 
     logging();
     let set = ReplicaSet::single().await?;
     let client = set.client().await?;
-    let store = Store::new().await?;
+    let (store, root) = Store::in_folder().await?;
     let here = store.protect(&set.uri(), None).await?;
     let things = client.database("app").collection("things");
     things.insert_many((0..5000).map(|n| doc! {"_id": n, "text": format!("thing number {n}")})).await?;
     let target = Target::Snapshot(here.backup().await?.id);
     let before = ClusterState::read(&client).await?;
-    let root = std::path::PathBuf::from(store.repository.url().trim_start_matches("file://"));
     let data: Vec<_> = files(&root)?.into_iter().filter(|path| path.display().to_string().contains("/data/")).collect();
     // The largest holds the things; the others hold what the server keeps itself.
     let largest = data.iter().max_by_key(|path| path.metadata().map_or(0, |meta| meta.len())).context("no data")?;

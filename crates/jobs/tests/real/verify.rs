@@ -124,7 +124,7 @@ async fn a_slice_must_hold_what_its_name_and_footer_promise() -> Result<()> {
 
 #[tokio::test]
 async fn holes_leftovers_and_foreign_objects_are_told_for_what_they_are() -> Result<()> {
-    let store = Store::new().await?;
+    let (store, root) = Store::in_folder().await?;
     let cluster = cluster(&store).await?;
     slice(&cluster, 0..10, unspoiled).await?;
     slice(&cluster, 20..30, unspoiled).await?;
@@ -132,7 +132,6 @@ async fn holes_leftovers_and_foreign_objects_are_told_for_what_they_are() -> Res
     let mut writer = cluster.object_writer(leftover, ObjectKind::Data).await;
     writer.write(encode_frame(b"x", 1, 1)?).await?;
     writer.finish(None).await?;
-    let root = std::path::PathBuf::from(store.repository.url().trim_start_matches("file://"));
     std::fs::write(root.join("clusters/rs0/log/rs0/000001/notes.txt"), "hello")?;
 
     let found = verified(&cluster).await?;

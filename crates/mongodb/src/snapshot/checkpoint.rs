@@ -6,7 +6,7 @@
 
 use bson::Bson;
 use hindsight_engine::{EngineError, FailureKind, Job, Result, SnapshotRequest};
-use hindsight_format::{ObjectKind, ObjectRef, Point, SliceName};
+use hindsight_format::{CHECKPOINTS, ObjectKind, ObjectRef, Point, SliceName};
 use hindsight_repository::{ClusterRepository, encode_frame};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -94,16 +94,14 @@ impl Checkpoint {
     pub(crate) async fn store(&self, job: &Job, id: &str, number: u32) -> Result<()> {
         let bad = |e: bson::error::Error| EngineError::new(FailureKind::Local, format!("a checkpoint: {e}"));
         let raw = bson::serialize_to_vec(self).map_err(bad)?;
-        let mut writer =
-            job.cluster.object_writer(job.cluster.keys().checkpoint(id, number), ObjectKind::Catalog).await;
+        let key = job.cluster.keys().snapshot_object(id, &name(number));
+        let mut writer = job.cluster.object_writer(key, ObjectKind::Catalog).await;
         // A single frame: checkpoints are read whole.
         writer.write(encode_frame(&raw, 1, 0)?).await?;
         writer.finish(None).await?;
         if number > self.first_number() {
-            let before = job.cluster.keys().checkpoint(id, number - 1);
-            let before = before.strip_prefix(&job.cluster.keys().snapshot(id)).unwrap_or_default().to_owned();
             // One too many is in nobody's way: the last one counts.
-            job.cluster.delete_snapshot_objects(id, &[before]).await.ok();
+            job.cluster.delete_snapshot_objects(id, &[name(number - 1)]).await.ok();
         }
         Ok(())
     }
@@ -117,13 +115,14 @@ impl Checkpoint {
     /// up to now. What is stored beside them is removed.
     pub(super) async fn take_up(job: &Job, request: &SnapshotRequest, stream: &str) -> Result<(Self, Stored)> {
         let (cluster, id) = (&job.cluster, &request.id);
-        let found = cluster.snapshot_objects(id).await?;
-        let folder = cluster.keys().checkpoints(id);
-        let keys = found.iter().map(|(name, _)| cluster.keys().snapshot_object(id, name));
-        let Some(key) = keys.filter(|key| key.starts_with(&folder)).max() else {
+        let found = cluster.snapshot_objects(id, "").await?;
+        let Some(newest) =
+            found.iter().map(|(name, _)| name.clone()).filter(|name| name.starts_with(CHECKPOINTS)).max()
+        else {
             let message = format!("how far the backup {id} came was not noted: there is nothing to go on from");
             return Err(EngineError::new(FailureKind::Unsupported, message).hint("start a new backup"));
         };
+        let key = cluster.keys().snapshot_object(id, &newest);
         let damaged = || EngineError::damaged(format!("{key} cannot be read")).hint("start a new backup");
         let reader = cluster.object_reader(&key, None).await?;
         let mut last = Self::parse(&reader.frame(0).await?).ok_or_else(damaged)?;
@@ -136,12 +135,17 @@ impl Checkpoint {
         let kept = |name: &str| {
             last.objects.iter().any(|object| object.name == name)
                 || log.slices.iter().any(|slice| format!("{stream}/{slice}") == name)
-                || cluster.keys().snapshot_object(id, name) == key
+                || name == newest
         };
         let loose: Vec<_> = found.into_iter().map(|(name, _)| name).filter(|name| !kept(name)).collect();
         cluster.delete_snapshot_objects(id, &loose).await?;
         Ok((last, log))
     }
+}
+
+/// The object of checkpoint `number`.
+fn name(number: u32) -> String {
+    format!("{CHECKPOINTS}{number:08}.bson.zst")
 }
 
 /// The unbroken log after `first` that is stored with a snapshot.

@@ -230,7 +230,7 @@ impl FrameSink {
 async fn store(shared: Arc<Shared>, mut queue: mpsc::Receiver<Item>) -> Result<()> {
     let mut open: Option<(String, ObjectWriter)> = None;
     while let Some(item) = queue.recv().await {
-        let full = match item {
+        let (outcomes, noted) = match item {
             Item::Frame(encoding) => {
                 let frame = encoding.await.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??;
                 let (_, writer) = match &mut open {
@@ -243,11 +243,13 @@ async fn store(shared: Arc<Shared>, mut queue: mpsc::Receiver<Item>) -> Result<(
                     }
                 };
                 writer.write(frame).await?;
-                (writer.stored_bytes() >= OBJECT).then(Vec::new).map(|outcomes| (outcomes, false))
+                if writer.stored_bytes() < OBJECT {
+                    continue;
+                }
+                (Vec::new(), false)
             }
-            Item::Done { outcomes, noted } => Some((outcomes, noted)),
+            Item::Done { outcomes, noted } => (outcomes, noted),
         };
-        let Some((outcomes, noted)) = full else { continue };
         let object = match open.take() {
             Some((name, writer)) => Some(close(name, writer).await?),
             None => None,

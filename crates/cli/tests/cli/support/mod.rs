@@ -1,5 +1,5 @@
 //! Running the built program as a user would.
-#![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
@@ -147,11 +147,6 @@ impl Started {
     /// Its process number.
     pub fn id(&self) -> u32 {
         self.child.as_ref().unwrap().id()
-    }
-
-    /// Whether it has not ended yet.
-    pub fn is_running(&mut self) -> bool {
-        matches!(self.child.as_mut().unwrap().try_wait(), Ok(None))
     }
 }
 
