@@ -2,7 +2,7 @@
 
 use bson::RawDocument;
 use hindsight_mongodb::fuzzing::{decode, next_document};
-use hindsight_mongodb::oplog::diff::{apply, classify, compose_simple};
+use hindsight_mongodb::oplog::diff::{apply, classify, compose};
 use hindsight_mongodb::oplog::docid::{canonical_key, raw_id};
 use hindsight_mongodb::oplog::entry::{Entry, Operation};
 
@@ -53,7 +53,7 @@ pub(crate) fn updates(input: &[u8]) {
     for pair in updates.windows(2).take(16) {
         let [older, newer] = pair else { continue };
         let mut both = b"kept".to_vec();
-        if !compose_simple(older, newer, &mut both) {
+        if !compose(older, newer, &mut both) {
             assert_eq!(both, b"kept");
             continue;
         }

@@ -1,10 +1,10 @@
 //! The net effect of the log on each document.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bson::RawDocument;
+use hashbrown::HashMap;
 use hindsight_engine::EngineError;
 
 use super::catalog::Catalog;
@@ -60,14 +60,30 @@ impl Effect {
                 doc = updated(&doc, &run)?.into();
                 Self::Document { doc, sequence, fresh, done }
             }
-            (Self::Updates { mut run, .. }, Self::Updates { run: more, last }) => {
-                let last = run.len() + last;
-                run.extend_from_slice(&more);
+            (Self::Updates { mut run, mut last }, Self::Updates { run: more, .. }) => {
+                let (mut more, mut both) = (&more[..], Vec::new());
+                while let Some(update) = next_document(&mut more)? {
+                    add_update(&mut run, &mut last, update, &mut both);
+                }
                 Self::Updates { run, last }
             }
             (_, next) => next,
         })
     }
+}
+
+/// Adds an update to a run, merged with the last one where that can be; `both` is working memory.
+fn add_update(run: &mut Vec<u8>, last: &mut usize, update: &[u8], both: &mut Vec<u8>) {
+    both.clear();
+    let update = match diff::compose(run.get(*last..).unwrap_or_default(), update, both) {
+        true => both.as_slice(),
+        false => {
+            *last = run.len();
+            update
+        }
+    };
+    run.truncate(*last);
+    run.extend_from_slice(update);
 }
 
 /// `doc` after a run of updates.
@@ -108,6 +124,7 @@ pub(crate) struct Effects {
     scratch: PathBuf,
     spill: Option<Spill>,
     key: Vec<u8>,
+    both: Vec<u8>,
 }
 
 /// The key of the document of which `holder` is the document itself or its key document.
@@ -121,7 +138,16 @@ fn key_of(holder: &[u8], key: &mut Vec<u8>) -> Result<(), EngineError> {
 
 impl Effects {
     pub(super) fn new(budget: usize, scratch: PathBuf) -> Self {
-        Self { collections: HashMap::new(), sequence: 0, bytes: 0, budget, scratch, spill: None, key: Vec::new() }
+        Self {
+            collections: HashMap::new(),
+            sequence: 0,
+            bytes: 0,
+            budget,
+            scratch,
+            spill: None,
+            key: Vec::new(),
+            both: Vec::new(),
+        }
     }
 
     /// Takes an insert, update or delete. `consistent`: the base is complete without it, so that
@@ -158,7 +184,7 @@ impl Effects {
                 None
             }
             (Op::Delete, None) => Some(Effect::Gone),
-            (_, known) => update(known, operation.o)?,
+            (_, known) => update(known, operation.o, &mut self.both)?,
         };
         let after = match (forget, new) {
             (true, _) => {
@@ -237,8 +263,8 @@ impl Effects {
     }
 }
 
-/// Applies an update to what is known of the document; what is returned is new knowledge.
-fn update(known: Option<&mut Effect>, o: &[u8]) -> Result<Option<Effect>, EngineError> {
+/// Applies an update to what is known of the document; what is returned is new knowledge. `both` is working memory.
+fn update(known: Option<&mut Effect>, o: &[u8], both: &mut Vec<u8>) -> Result<Option<Effect>, EngineError> {
     let o_raw = raw(o)?;
     let replacement = matches!(diff::classify(o_raw).map_err(unappliable)?, Update::Replacement(_));
     let Some(known) = known else {
@@ -258,17 +284,7 @@ fn update(known: Option<&mut Effect>, o: &[u8]) -> Result<Option<Effect>, Engine
             *doc = new.into();
         }
         Effect::Updates { .. } if replacement => *known = Effect::document(o, 0, false),
-        Effect::Updates { run, last } => {
-            let mut both = Vec::new();
-            let previous = run.get(*last..).unwrap_or_default();
-            if diff::compose_simple(previous, o, &mut both) {
-                run.truncate(*last);
-                run.extend_from_slice(&both);
-            } else {
-                *last = run.len();
-                run.extend_from_slice(o);
-            }
-        }
+        Effect::Updates { run, last } => add_update(run, last, o, both),
     }
     Ok(None)
 }

@@ -23,7 +23,7 @@ use bson::RawDocument;
 
 use raw::{Element, Elements, close, kind, open};
 
-pub use compose::compose_simple;
+pub use compose::compose;
 
 /// Bytes that do not hold together as BSON; says which part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

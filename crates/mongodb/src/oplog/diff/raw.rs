@@ -190,6 +190,20 @@ impl IndexName {
         Self { digits: [b'0'; 20], from: 19 }
     }
 
+    /// That of `index`.
+    pub(crate) fn of(mut index: usize) -> Self {
+        let mut name = Self::zero();
+        for (at, digit) in name.digits.iter_mut().enumerate().rev() {
+            *digit = b'0' + (index % 10) as u8;
+            index /= 10;
+            if index == 0 {
+                name.from = at;
+                break;
+            }
+        }
+        name
+    }
+
     /// The name.
     #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -19,8 +19,9 @@ use super::{MAX_DOCUMENT, UpdateError};
 /// Up to so many changes in one document are found by looking at each.
 const FEW: usize = 16;
 
+/// What a delta says of a field.
 #[derive(Clone, Copy)]
-enum Change<'d> {
+pub(super) enum Change<'d> {
     Delete,
     Update(Element<'d>),
     Insert(Element<'d>),
@@ -28,17 +29,28 @@ enum Change<'d> {
     Sub(&'d [u8]),
 }
 
-struct FieldChange<'d> {
-    name: &'d [u8],
-    change: Change<'d>,
+pub(super) struct FieldChange<'d> {
+    pub(super) name: &'d [u8],
+    pub(super) change: Change<'d>,
     /// An [`Change::Update`] found its field, and is not to be appended.
-    met: bool,
+    pub(super) met: bool,
 }
 
 /// Appends to `out` what `base` becomes under `diff`.
 pub(super) fn apply(base: &[u8], diff: &[u8], out: &mut Vec<u8>) -> Result<(), UpdateError> {
     out.reserve(base.len() + diff.len());
     Applier { changes: Vec::new(), limit: out.len() + MAX_DOCUMENT }.document(base, diff, 0, out)
+}
+
+/// Appends to `out`, under `name`, what `old` becomes under a delta of its own.
+pub(super) fn apply_sub(
+    old: &Element<'_>,
+    name: &[u8],
+    diff: &[u8],
+    depth: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), UpdateError> {
+    Applier { changes: Vec::new(), limit: out.len() + MAX_DOCUMENT }.sub(Some(*old), name, diff, depth, out)
 }
 
 struct Applier<'d> {
@@ -219,7 +231,7 @@ fn splice(old: &Element<'_>, offset: usize, data: &[u8], out: &mut Vec<u8>) -> R
 }
 
 /// Reads the sections of a document's delta into `changes`.
-fn read_document_diff<'d>(diff: &'d [u8], changes: &mut Vec<FieldChange<'d>>) -> Result<(), UpdateError> {
+pub(super) fn read_document_diff<'d>(diff: &'d [u8], changes: &mut Vec<FieldChange<'d>>) -> Result<(), UpdateError> {
     let mut last = 0;
     let mut sections = Elements::new(diff)?;
     while let Some(section) = sections.next()? {
@@ -287,7 +299,7 @@ fn read_binary<'d>(field: &Element<'d>) -> Result<Change<'d>, UpdateError> {
 }
 
 /// Refuses a field that is named twice, as the server does. Many changes also get an index by name.
-fn index_names<'d>(changes: &[FieldChange<'d>]) -> Result<Option<HashMap<&'d [u8], usize>>, UpdateError> {
+pub(super) fn index_names<'d>(changes: &[FieldChange<'d>]) -> Result<Option<HashMap<&'d [u8], usize>>, UpdateError> {
     if changes.len() <= FEW {
         for (at, change) in changes.iter().enumerate() {
             if changes.iter().take(at).any(|other| other.name == change.name) {
@@ -306,29 +318,29 @@ fn index_names<'d>(changes: &[FieldChange<'d>]) -> Result<Option<HashMap<&'d [u8
 }
 
 /// An array's delta is told by its first field.
-fn is_array_diff(diff: &[u8]) -> Result<bool, UpdateError> {
+pub(super) fn is_array_diff(diff: &[u8]) -> Result<bool, UpdateError> {
     match Elements::new(diff)?.next()? {
         Some(first) => Ok(first.name == b"a"),
         None => Err(invalid("empty diff", b"")),
     }
 }
 
-struct IndexChange<'d> {
-    index: usize,
-    is_update: bool,
-    new: Element<'d>,
+pub(super) struct IndexChange<'d> {
+    pub(super) index: usize,
+    pub(super) is_update: bool,
+    pub(super) new: Element<'d>,
 }
 
 /// The changes in an array's delta, by rising index.
-struct ArrayDiff<'d> {
+pub(super) struct ArrayDiff<'d> {
     elements: Elements<'d>,
     pending: Option<Element<'d>>,
-    resize: Option<usize>,
+    pub(super) resize: Option<usize>,
     least: usize,
 }
 
 impl<'d> ArrayDiff<'d> {
-    fn read(diff: &'d [u8]) -> Result<Self, UpdateError> {
+    pub(super) fn read(diff: &'d [u8]) -> Result<Self, UpdateError> {
         let mut elements = Elements::new(diff)?;
         let header = elements.next()?;
         if !header.is_some_and(|a| a.kind == kind::BOOL && a.value == [1]) {
@@ -345,7 +357,7 @@ impl<'d> ArrayDiff<'d> {
         Ok(Self { elements, pending, resize, least: 0 })
     }
 
-    fn next(&mut self) -> Result<Option<IndexChange<'d>>, UpdateError> {
+    pub(super) fn next(&mut self) -> Result<Option<IndexChange<'d>>, UpdateError> {
         let Some(new) = self.pending else {
             return Ok(None);
         };
