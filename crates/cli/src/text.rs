@@ -18,6 +18,11 @@ pub(crate) fn bytes(bytes: u64) -> String {
     String::new()
 }
 
+/// A number of bytes as users write it: `20M`, `20MiB`, `20000000`.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
+}
+
 /// A number, its thousands apart: `1,200,000`.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();

@@ -10,6 +10,7 @@ mod log;
 mod progress;
 mod restore;
 mod scratch;
+mod throttle;
 
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
@@ -24,6 +25,7 @@ pub use log::{LogBuffer, LogReader, LogStart};
 pub use progress::{Progress, Step};
 pub use restore::{NamespaceChange, Preview, Renaming, Selection, SelectionError};
 pub use scratch::{Examined, Scratch, ScratchRequest};
+pub use throttle::Throttle;
 
 /// Result of an engine's work.
 pub type Result<T> = std::result::Result<T, EngineError>;
@@ -114,12 +116,22 @@ pub struct Job {
     pub progress: Progress,
     /// Cancelled when the job must stop: asked to, or its lease was lost.
     pub cancel: CancellationToken,
+    /// How fast it may read or write the database.
+    pub throttle: Throttle,
 }
 
 impl Job {
     /// An error once the job was cancelled; called between the steps of long work.
     pub fn check(&self) -> Result<()> {
         if self.cancel.is_cancelled() { Err(EngineError::cancelled()) } else { Ok(()) }
+    }
+
+    /// Waits until `bytes` more may be read from or written to the database. An error once the job was cancelled.
+    pub async fn pass(&self, bytes: u64) -> Result<()> {
+        tokio::select! {
+            () = self.throttle.pass(bytes) => self.check(),
+            () = self.cancel.cancelled() => Err(EngineError::cancelled()),
+        }
     }
 }
 

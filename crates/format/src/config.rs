@@ -46,6 +46,8 @@ pub struct BackupConfig {
     pub compression_level: i32,
     /// Readers at the same time; 0 chooses by the number of cores.
     pub num_parallel_collections: u32,
+    /// MiB (before compression) that are read per second at most; 0 for no limit.
+    pub rate_limit_mib: u32,
     /// Whether hashes of the data are kept, where the moment allows it.
     pub hash: bool,
     /// MiB (before compression) after which each reader notes how far it came, for `--resume`.
@@ -54,7 +56,7 @@ pub struct BackupConfig {
 
 impl Default for BackupConfig {
     fn default() -> Self {
-        Self { compression_level: 3, num_parallel_collections: 0, hash: false, checkpoint_mib: 512 }
+        Self { compression_level: 3, num_parallel_collections: 0, rate_limit_mib: 0, hash: false, checkpoint_mib: 512 }
     }
 }
 
@@ -64,6 +66,8 @@ impl Default for BackupConfig {
 pub struct RestoreConfig {
     /// Connections that insert at the same time; 0 chooses by the number of cores.
     pub num_insertion_workers: u32,
+    /// MiB that are inserted per second at most; 0 for no limit.
+    pub rate_limit_mib: u32,
     /// MiB of memory for the folded log, before it spills to local disk; 0 for the default.
     pub fold_memory_mib: u32,
 }
@@ -160,14 +164,16 @@ impl ClusterConfig {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let limits: [(&str, i64, i64, i64); 10] = [
+        let limits: [(&str, i64, i64, i64); 12] = [
             ("pitr.uploadIntervalSec", self.pitr.upload_interval_sec.into(), 1, 3600),
             ("pitr.oplogSpanMin", self.pitr.oplog_span_min.into(), 1, 1440),
             ("pitr.compressionLevel", self.pitr.compression_level.into(), 1, 19),
             ("backup.compressionLevel", self.backup.compression_level.into(), 1, 19),
             ("backup.numParallelCollections", self.backup.num_parallel_collections.into(), 0, 64),
+            ("backup.rateLimitMib", self.backup.rate_limit_mib.into(), 0, 1 << 20),
             ("backup.checkpointMib", self.backup.checkpoint_mib.into(), 1, 1 << 20),
             ("restore.numInsertionWorkers", self.restore.num_insertion_workers.into(), 0, 64),
+            ("restore.rateLimitMib", self.restore.rate_limit_mib.into(), 0, 1 << 20),
             ("retention.count", self.retention.count.into(), 0, 100_000),
             ("retention.days", self.retention.days.into(), 0, 36_500),
             ("retention.logDays", self.retention.log_days.into(), 0, 36_500),

@@ -81,6 +81,7 @@ async fn fill(repository: &Repository) -> Result<ClusterRepository> {
         base: None,
         selection: Selection::default(),
         parallel: None,
+        rate_limit: None,
         skip_check: false,
     };
     let proposal = propose(&*engine, repository, &cluster, request).await?;

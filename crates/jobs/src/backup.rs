@@ -1,6 +1,6 @@
 //! Taking a snapshot.
 
-use hindsight_engine::{Engine, EngineError, Job, Progress, SnapshotRequest};
+use hindsight_engine::{Engine, EngineError, Job, Progress, SnapshotRequest, Throttle};
 use hindsight_format::{CHECKPOINTS, OperationKind, SnapshotManifest, format_time};
 use hindsight_repository::ClusterRepository;
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +20,8 @@ pub struct BackupRequest {
     pub compression_level: Option<i32>,
     /// Readers at the same time; none for the cluster's setting.
     pub parallel: Option<u32>,
+    /// Bytes to read per second, 0 for any number; none for the cluster's setting.
+    pub rate_limit: Option<u64>,
     /// Whether to keep hashes of the data; none for the cluster's setting.
     pub hash: Option<bool>,
     /// Which one that was cut off is to be gone on with; none to begin a new one. Its namespaces are those of then.
@@ -75,9 +77,10 @@ async fn take(
     cancel: &CancellationToken,
 ) -> Result<SnapshotManifest> {
     let config = cluster.config().await?.1.backup;
+    let throttle = Throttle::new(request.rate_limit.unwrap_or(u64::from(config.rate_limit_mib) << 20));
     let exclusive = Exclusive::take(cluster, OperationKind::Backup, id, cancel).await?;
     exclusive.may_be_cancelled();
-    let job = Job { cluster: cluster.clone(), progress: progress.clone(), cancel: exclusive.cancel.clone() };
+    let job = Job { cluster: cluster.clone(), progress: progress.clone(), cancel: exclusive.cancel.clone(), throttle };
     let work = async {
         let snapshot = SnapshotRequest {
             id: id.to_owned(),

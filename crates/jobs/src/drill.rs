@@ -8,7 +8,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Target, plan};
 use hindsight_engine::{
-    Engine, EngineError, Examined, FailureKind, Gate, Job, Progress, Scratch, ScratchRequest, Selection,
+    Engine, EngineError, Examined, FailureKind, Gate, Job, Progress, Scratch, ScratchRequest, Selection, Throttle,
 };
 use hindsight_format::{OperationKind, ProofKind, ProofRecord, RestoreTotals};
 use hindsight_repository::ClusterRepository;
@@ -94,7 +94,12 @@ async fn try_and_tell(
         started = engine.start_scratch(&scratch) => started?,
         () = cancel.cancelled() => return Err(EngineError::cancelled().into()),
     };
-    let job = Job { cluster: cluster.clone(), progress: progress.clone(), cancel: cancel.clone() };
+    let job = Job {
+        cluster: cluster.clone(),
+        progress: progress.clone(),
+        cancel: cancel.clone(),
+        throttle: Throttle::default(),
+    };
     // The server goes whatever happens, also when this is dropped.
     let tried = tokio::select! {
         tried = try_out(&*scratch, &job, &plan, request.target.clone()) => tried,
@@ -160,7 +165,7 @@ async fn try_out(scratch: &dyn Scratch, job: &Job, plan: &RestorePlan, target: T
     let preview = engine.prepare_restore(&job.cluster, plan, &selection).await?;
     let gate = Arc::new(Open::default());
     let options = options(&job.cluster, gate.clone(), None, false).await?;
-    let request = RestoreRequest { target, base: None, selection, parallel: None, skip_check: false };
+    let request = RestoreRequest { target, base: None, selection, parallel: None, rate_limit: None, skip_check: false };
     let totals = run_planned(&*engine, job, plan, &request, &preview, &options, &gate.0).await?;
     let recovery_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let examined = scratch.examine(job, plan, &totals).await?;

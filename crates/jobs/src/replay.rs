@@ -1,7 +1,7 @@
 //! Replaying a stretch of the stored log on top of what a cluster holds.
 
 use hindsight_catalog::{Stretch, Target, stretch};
-use hindsight_engine::{Engine, Job, Probe, Progress, ReplayTotals};
+use hindsight_engine::{Engine, Job, Probe, Progress, ReplayTotals, Throttle};
 use hindsight_format::{FORMAT_VERSION, OperationKind, RestoreRecord, RestoreState, RestoreTotals, format_time};
 use hindsight_repository::{ClusterRepository, Repository};
 use jiff::Timestamp;
@@ -111,7 +111,12 @@ async fn carry_out(
     let mut record = first_record(plan, id);
     let work = async {
         plan.source.put_restore(&record).await?;
-        let job = Job { cluster: plan.source.clone(), progress: progress.clone(), cancel: exclusive.cancel.clone() };
+        let job = Job {
+            cluster: plan.source.clone(),
+            progress: progress.clone(),
+            cancel: exclusive.cancel.clone(),
+            throttle: Throttle::default(),
+        };
         Ok(engine.replay(&job, &plan.stretch, std::env::temp_dir()).await?)
     };
     let done = exclusive.guard(work).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
 use hindsight_catalog::{Cut, RestorePlan, Target, plan};
-use hindsight_engine::{Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Selection};
+use hindsight_engine::{Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Selection, Throttle};
 use hindsight_format::{
     EpochCause, FORMAT_VERSION, LeaseRecord, OperationKind, Place, RestoreRecord, RestoreState, RestoreTotals,
     StoredSlice, format_time,
@@ -43,6 +43,8 @@ pub struct RestoreRequest {
     pub selection: Selection,
     /// Connections that write; none for the cluster's setting.
     pub parallel: Option<u32>,
+    /// Bytes to insert per second, 0 for any number; none for the cluster's setting.
+    pub rate_limit: Option<u64>,
     /// Whether to touch the target without having read all data of the base before.
     pub skip_check: bool,
 }
@@ -265,7 +267,9 @@ async fn carry_out(
         let request = &proposal.request;
         let options = options(&proposal.source, recorder.clone(), request.parallel, request.skip_check).await?;
         let cancel = exclusive.cancel.clone();
-        let job = Job { cluster: proposal.source.clone(), progress: progress.clone(), cancel };
+        let config = proposal.source.config().await?.1.restore;
+        let throttle = Throttle::new(request.rate_limit.unwrap_or(u64::from(config.rate_limit_mib) << 20));
+        let job = Job { cluster: proposal.source.clone(), progress: progress.clone(), cancel, throttle };
         let run = run_planned(engine, &job, &proposal.plan, request, &proposal.preview, &options, &recorder.touched);
         tokio::select! {
             totals = run => totals,

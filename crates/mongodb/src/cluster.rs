@@ -12,7 +12,7 @@ use crate::failure::{driver, unsupported};
 use crate::optime::Optime;
 
 /// Seconds behind the primary with which a secondary is still read from.
-const MAX_LAG: i64 = 10;
+pub(crate) const MAX_LAG: i64 = 10;
 /// How long a member may not know what is committed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -145,6 +145,23 @@ impl Cluster {
         }))
     }
 
+    /// The member that is furthest behind, and by how many seconds. What did not keep up when the connection was made
+    /// does not count, nor what is down.
+    pub(crate) async fn lag(&self) -> Result<(String, i64)> {
+        let doing = "asking for replSetGetStatus";
+        let status = self.client.database("admin").run_command(doc! {"replSetGetStatus": 1}).await;
+        let states = members_of(&status.map_err(|e| driver(doing, e))?);
+        let applied = states.iter().filter(|state| number(state, "health") == Some(1)).filter_map(|state| {
+            let host = state.get_str("name").ok()?;
+            let usable = self.members.iter().any(|candidate| candidate.usable && candidate.member.host == host);
+            Some((host, applied_secs(state).filter(|_| usable)?))
+        });
+        let applied: Vec<(&str, i64)> = applied.collect();
+        let newest = applied.iter().map(|(_, secs)| *secs).max().unwrap_or_default();
+        let last = applied.iter().min_by_key(|(_, secs)| *secs);
+        Ok(last.map(|(host, secs)| ((*host).to_owned(), newest - secs)).unwrap_or_default())
+    }
+
     fn role_of(&self, host: &str) -> String {
         self.members.iter().find(|c| c.member.host == host).map_or("member", |c| &c.member.role).to_owned()
     }
@@ -245,16 +262,21 @@ pub(crate) fn odd(what: &str, error: &dyn std::fmt::Display) -> EngineError {
     )
 }
 
+/// The members in a configuration or a status.
+fn members_of(doc: &Document) -> Vec<Document> {
+    let members = doc.get_array("members").map(Vec::as_slice).unwrap_or_default();
+    members.iter().filter_map(|m| m.as_document().cloned()).collect()
+}
+
+/// The second of the last entry that a member has applied, as `replSetGetStatus` has it.
+fn applied_secs(state: &Document) -> Option<i64> {
+    state.get_document("optime").and_then(|o| o.get_timestamp("ts")).map(|ts| i64::from(ts.time)).ok()
+}
+
 fn candidates(config: &Document, status: &Document) -> Vec<Candidate> {
-    let list = |doc: &Document| -> Vec<Document> {
-        let members = doc.get_array("members").map(Vec::as_slice).unwrap_or_default();
-        members.iter().filter_map(|m| m.as_document().cloned()).collect()
-    };
-    let states = list(status);
-    let applied =
-        |m: &Document| m.get_document("optime").and_then(|o| o.get_timestamp("ts")).map(|ts| i64::from(ts.time)).ok();
-    let newest = states.iter().filter_map(applied).max();
-    list(config)
+    let states = members_of(status);
+    let newest = states.iter().filter_map(applied_secs).max();
+    members_of(config)
         .into_iter()
         .map(|member| {
             let host = member.get_str("host").unwrap_or_default().to_owned();
@@ -263,7 +285,7 @@ fn candidates(config: &Document, status: &Document) -> Vec<Candidate> {
             let state = states.iter().find(|s| s.get_str("name").is_ok_and(|name| name == host));
             let name = state.and_then(|s| s.get_str("stateStr").ok()).unwrap_or("unknown").to_lowercase();
             let healthy = state.and_then(|s| number(s, "health")) == Some(1);
-            let lag = newest.zip(state.and_then(applied)).map(|(newest, mine)| newest - mine);
+            let lag = newest.zip(state.and_then(applied_secs)).map(|(newest, mine)| newest - mine);
             let serves = matches!(name.as_str(), "primary" | "secondary");
             let usable = healthy && serves && delay == 0 && lag.is_some_and(|lag| lag <= MAX_LAG);
             let role = match (flag("arbiterOnly"), flag("hidden"), delay) {

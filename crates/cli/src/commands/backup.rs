@@ -10,6 +10,7 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::progress;
 use crate::report::snapshot::{SnapshotReport, Taken, path};
+use crate::text;
 
 /// Take a snapshot of the database, and store it
 ///
@@ -30,6 +31,9 @@ pub(crate) struct Args {
     /// Readers at the same time, 0 chooses [default: backup.numParallelCollections]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
     num_parallel_collections: Option<u32>,
+    /// Bytes to read per second at most, such as 20M, 0 for any number [default: backup.rateLimitMib]
+    #[arg(long, value_name = "RATE", value_parser = text::size)]
+    rate_limit: Option<u64>,
     /// Keep hashes of the data, for `verify --drill` to compare with; databases are locked against writes while
     /// they are hashed, twice [default: backup.hash]
     #[arg(long)]
@@ -106,6 +110,7 @@ impl Args {
             namespaces: selection.patterns().to_vec(),
             compression_level: self.compression_level,
             parallel: self.num_parallel_collections,
+            rate_limit: self.rate_limit,
             hash: self.hash.then_some(true),
             resume: self.resume.clone().map(|name| name.map_or(Resume::Newest, Resume::Named)),
             keep_unfinished: true,

@@ -57,6 +57,9 @@ pub(crate) struct Args {
     /// Connections that insert at the same time, 0 chooses [default: restore.numInsertionWorkers]
     #[arg(long, value_name = "N", alias = "num-parallel-collections", value_parser = clap::value_parser!(u32).range(0..=64))]
     num_insertion_workers_per_collection: Option<u32>,
+    /// Bytes to insert per second at most, such as 20M, 0 for any number [default: restore.rateLimitMib]
+    #[arg(long, value_name = "RATE", value_parser = text::size)]
+    rate_limit: Option<u64>,
     /// Do not read the data through before the target is touched: damage in them is then found too late
     #[arg(long)]
     skip_check: bool,
@@ -92,6 +95,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         base: args.base_snapshot.clone(),
         selection,
         parallel: args.num_insertion_workers_per_collection,
+        rate_limit: args.rate_limit,
         skip_check: args.skip_check,
     };
     let proposal = context.unless_stopped(propose(&*engine, &repository, &source, request)).await?;

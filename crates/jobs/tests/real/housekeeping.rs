@@ -143,6 +143,7 @@ async fn nothing_is_deleted_from_under_a_restore_or_a_backup() -> Result<()> {
         base: None,
         selection: Selection::default(),
         parallel: None,
+        rate_limit: None,
         skip_check: false,
     };
     let proposal = hindsight_jobs::propose(&*there.engine, &store.repository, &here.cluster, request).await?;

@@ -127,6 +127,7 @@ async fn every_object_harmed_in_every_way_is_named_and_never_restored_from() -> 
                 base: None,
                 selection: Selection::default(),
                 parallel: None,
+                rate_limit: None,
                 skip_check: false,
             };
             let (progress, cancel) = (Progress::default(), CancellationToken::new());

@@ -19,6 +19,7 @@ mod rights;
 mod rollback;
 mod sealed;
 mod selection;
+mod sparing;
 mod tls;
 mod torture;
 mod verify;

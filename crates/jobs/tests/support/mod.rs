@@ -169,7 +169,8 @@ impl Protected {
         target: Target,
         selection: Selection,
     ) -> Result<RestoreRecord> {
-        let request = RestoreRequest { target, base: None, selection, parallel: None, skip_check: false };
+        let request =
+            RestoreRequest { target, base: None, selection, parallel: None, rate_limit: None, skip_check: false };
         let proposal = propose(engine, &self.repository, &self.cluster, request).await?;
         Ok(restore(engine, &proposal, &Progress::default(), &CancellationToken::new()).await?)
     }

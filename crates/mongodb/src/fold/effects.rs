@@ -363,6 +363,12 @@ pub(crate) struct Pass {
 }
 
 impl Pass {
+    /// Whether all documents of the collection stay as they are in the base.
+    pub(crate) fn leaves_alone(&self, uuid: &Uuid) -> bool {
+        let documents = self.collections.get(uuid);
+        self.part.is_none() && documents.is_none_or(|d| d.effects.is_empty() && d.emptied == 0)
+    }
+
     /// Decides about a document of the base, and appends what it is at the restore point to `out`.
     /// `key` is working memory.
     pub(crate) fn merge(
@@ -373,9 +379,7 @@ impl Pass {
         out: &mut Vec<u8>,
     ) -> Result<Fate, EngineError> {
         let documents = self.collections.get(uuid);
-        if let (Some(_), None) | (None, None) = (documents, &self.part)
-            && documents.is_none_or(|d| d.effects.is_empty() && d.emptied == 0)
-        {
+        if self.leaves_alone(uuid) {
             out.extend_from_slice(doc);
             return Ok(Fate::Kept);
         }

@@ -236,14 +236,25 @@ async fn join(task: tokio::task::JoinHandle<Result<()>>) -> Result<()> {
 impl Shared {
     /// Merges a frame of the base with the fold, and inserts what remains.
     async fn base_frame(self: Arc<Self>, uuid: Uuid, frame: Bytes, ordered: bool) -> Result<()> {
+        let bytes = frame.len() as u64;
+        let run = match self.pass.leaves_alone(&uuid) {
+            true => frame,
+            false => self.merged(&uuid, frame)?,
+        };
+        self.deliver(uuid, &run, ordered).await?;
+        self.job.progress.add(bytes);
+        Ok(())
+    }
+
+    /// What has become of the documents of a frame.
+    fn merged(&self, uuid: &Uuid, frame: Bytes) -> Result<Bytes> {
         let mut out = Vec::with_capacity(frame.len() + 1024);
         let mut key = Vec::new();
         let mut run = &frame[..];
         while let Some(document) = next_document(&mut run)? {
-            self.pass.merge(&uuid, document, &mut key, &mut out)?;
+            self.pass.merge(uuid, document, &mut key, &mut out)?;
         }
-        self.job.progress.add(frame.len() as u64);
-        self.deliver(uuid, &out, ordered).await
+        Ok(out.into())
     }
 
     /// Inserts what the log alone created.
@@ -265,6 +276,7 @@ impl Shared {
             return Ok(());
         }
         let Some(target) = self.wanted.target(&uuid) else { return Ok(()) };
+        self.job.pass(run.len() as u64).await?;
         let inserted = insert(&self.client, &target.db, &target.name, run, ordered).await?;
         if let Ok(mut copied) = self.copied.lock() {
             *copied.inserted.entry(uuid).or_default() += inserted;

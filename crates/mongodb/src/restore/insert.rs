@@ -1,35 +1,42 @@
 //! Inserting raw documents.
 
-use bson::{Bson, RawDocumentBuf, doc, rawdoc};
+use bson::{Bson, RawDocumentBuf, rawdoc};
 use hindsight_engine::{EngineError, Result};
 use mongodb::Client;
 
 use crate::failure::{driver, refused};
-use crate::oplog::diff::raw::{Elements, IndexName, kind, push_element, push_name};
+use crate::oplog::diff::raw::{Elements, IndexName, close, kind, open, push_element, push_name};
 use crate::oplog::entry::{malformed, next_document};
 
 /// Bytes in one command, about; a larger document goes alone.
-const BATCH: usize = 8 << 20;
+const BATCH: usize = 2 << 20;
 /// The server takes no more documents in one command (`maxWriteBatchSize`).
-const MAX_DOCUMENTS: usize = 100_000;
+const MAX_DOCUMENTS: u64 = 100_000;
 
 /// Inserts a run of documents; returns how many. `ordered` keeps their order.
 pub(super) async fn insert(client: &Client, db: &str, coll: &str, mut run: &[u8], ordered: bool) -> Result<u64> {
     let mut inserted = 0;
-    let mut batch = Batch::default();
-    while let Some(document) = next_document(&mut run)? {
-        if has_empty_timestamp(document)? {
-            inserted += batch.send(client, db, coll, ordered).await?;
+    while !run.is_empty() {
+        let mut batch = Batch::begin(coll, ordered, run.len().min(BATCH));
+        let mut special = None;
+        while let Some(document) = next_document(&mut run)? {
+            if has_empty_timestamp(document)? {
+                special = Some(document);
+                break;
+            }
+            batch.push(document);
+            let next = run.first_chunk().map_or(0, |length| u32::from_le_bytes(*length) as usize);
+            if batch.command.len() + next > BATCH || batch.count >= MAX_DOCUMENTS {
+                break;
+            }
+        }
+        inserted += batch.send(client, db, coll).await?;
+        if let Some(document) = special {
             apply(client, db, coll, document).await?;
             inserted += 1;
-            continue;
         }
-        if batch.documents.len() + document.len() > BATCH || batch.count >= MAX_DOCUMENTS {
-            inserted += batch.send(client, db, coll, ordered).await?;
-        }
-        batch.push(document);
     }
-    Ok(inserted + batch.send(client, db, coll, ordered).await?)
+    Ok(inserted)
 }
 
 /// The server replaces a `Timestamp(0, 0)` at the top of an inserted document by the present time
@@ -53,36 +60,44 @@ async fn apply(client: &Client, db: &str, coll: &str, document: &[u8]) -> Result
     Ok(())
 }
 
+/// An insert command, put together without decoding any document.
 struct Batch {
-    /// Elements of the array, as BSON.
-    documents: Vec<u8>,
+    command: Vec<u8>,
+    /// Where the array of documents begins.
+    array: usize,
     index: IndexName,
-    count: usize,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self { documents: Vec::new(), index: IndexName::zero(), count: 0 }
-    }
+    count: u64,
 }
 
 impl Batch {
+    /// With room for `bytes` of documents.
+    fn begin(coll: &str, ordered: bool, bytes: usize) -> Self {
+        let head = rawdoc! {
+            "insert": coll, "ordered": ordered, "bypassDocumentValidation": true, "writeConcern": {"w": 1},
+        };
+        // Each document has its index for a name.
+        let mut command = Vec::with_capacity(bytes + bytes / 16 + 256);
+        command.extend_from_slice(head.as_bytes());
+        command.pop();
+        push_name(&mut command, kind::ARRAY, b"documents");
+        let array = open(&mut command);
+        Self { command, array, index: IndexName::zero(), count: 0 }
+    }
+
     fn push(&mut self, document: &[u8]) {
-        push_element(&mut self.documents, kind::DOCUMENT, self.index.bytes(), document);
+        push_element(&mut self.command, kind::DOCUMENT, self.index.bytes(), document);
         self.index.advance();
         self.count += 1;
     }
 
-    async fn send(&mut self, client: &Client, db: &str, coll: &str, ordered: bool) -> Result<u64> {
+    async fn send(mut self, client: &Client, db: &str, coll: &str) -> Result<u64> {
         if self.count == 0 {
             return Ok(0);
         }
         let doing = format!("inserting into {db}.{coll}");
-        let head = doc! {
-            "insert": coll, "ordered": ordered, "bypassDocumentValidation": true, "writeConcern": {"w": 1},
-        };
-        let command = with_documents(&head, &self.documents)?;
-        let count = std::mem::take(self).count as u64;
+        let bad = |e: &dyn std::fmt::Display| EngineError::damaged(format!("{doing}: {e}"));
+        close(&mut self.command, self.array).and_then(|()| close(&mut self.command, 0)).map_err(|e| bad(&e))?;
+        let command = RawDocumentBuf::from_bytes(self.command).map_err(|e| bad(&e))?;
         let reply = client.database(db).run_raw_command(command).await.map_err(|e| driver(&doing, e))?;
         for failures in ["writeErrors", "writeConcernError"] {
             let failure = match reply.get(failures) {
@@ -94,24 +109,6 @@ impl Batch {
                 return Err(refused(format!("{doing}: {why}")));
             }
         }
-        Ok(count)
+        Ok(self.count)
     }
-}
-
-/// The command with its array of documents, put together without decoding any.
-fn with_documents(head: &bson::Document, documents: &[u8]) -> Result<RawDocumentBuf> {
-    let bad = |e: &dyn std::fmt::Display| EngineError::damaged(format!("an insert cannot be put together: {e}"));
-    let mut bytes = Vec::with_capacity(documents.len() + 256);
-    head.to_writer(&mut bytes).map_err(|e| bad(&e))?;
-    bytes.pop();
-    push_name(&mut bytes, kind::ARRAY, b"documents");
-    let array = i32::try_from(documents.len() + 5).map_err(|e| bad(&e))?;
-    bytes.extend_from_slice(&array.to_le_bytes());
-    bytes.extend_from_slice(documents);
-    bytes.extend_from_slice(&[0, 0]);
-    let whole = i32::try_from(bytes.len()).map_err(|e| bad(&e))?;
-    if let Some(length) = bytes.get_mut(..4) {
-        length.copy_from_slice(&whole.to_le_bytes());
-    }
-    RawDocumentBuf::from_bytes(bytes).map_err(|e| bad(&e))
 }

@@ -194,6 +194,7 @@ impl FrameSink {
             return Ok(());
         }
         let raw = std::mem::replace(&mut self.frame, Vec::with_capacity(FRAME_TARGET + (64 << 10)));
+        self.shared.job.pass(raw.len() as u64).await?;
         self.bytes += raw.len() as u64;
         self.shared.job.progress.add(raw.len() as u64);
         let (level, segment) = (self.shared.level, self.segment);

@@ -8,6 +8,7 @@ pub(crate) mod catalog;
 pub(crate) mod checkpoint;
 mod data;
 pub(crate) mod hash;
+mod lag;
 mod log;
 mod scan;
 pub(crate) mod stored;
@@ -47,7 +48,10 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
     let mut collections = list(&source, &selection).await?;
     job.check()?;
 
-    let mut objects = data::copy(job, request, &source, &mut collections, done).await?;
+    let mut objects = tokio::select! {
+        copied = data::copy(job, request, &source, &mut collections, done) => copied?,
+        never = lag::watch(cluster, job) => match never {},
+    };
 
     let both = hashing.again(job, &source, &selection).await;
     job.progress.step("closing the log", None);
