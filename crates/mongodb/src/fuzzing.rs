@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hindsight_engine::{EngineError, Result};
 
-use crate::fold::{Cut, Fold};
+use crate::fold::{Buffers, Cut, Fold};
 use crate::oplog::entry::{self, Uuid};
 use crate::optime::Optime;
 use crate::snapshot::checkpoint::Checkpoint;
@@ -101,12 +101,15 @@ impl Attempt<'_> {
             let (mut run, mut turn) = (self.base, uuids.iter().cycle());
             while let (Some(document), Some(uuid)) = (next_document(&mut run)?, turn.next()) {
                 let mut out = Vec::new();
-                pass.merge(uuid, document, &mut Vec::new(), &mut out)?;
+                pass.merge(uuid, document, &mut Buffers::default(), &mut out)?;
                 documents.entry(*uuid).or_default().extend((!out.is_empty()).then_some(out));
             }
             for uuid in pass.touched() {
-                let rest = pass.rest(uuid).into_iter().map(<[u8]>::to_vec);
-                documents.entry(*uuid).or_default().extend(rest);
+                let rest = pass.rest(uuid)?.next(usize::MAX)?;
+                let mut rest = &rest[..];
+                while let Some(document) = next_document(&mut rest)? {
+                    documents.entry(*uuid).or_default().push(document.to_vec());
+                }
             }
         }
         let as_stored = |(uuid, collection): (&Uuid, &crate::fold::Collection)| {

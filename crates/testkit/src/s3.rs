@@ -40,7 +40,7 @@ pub const S3_REGION: &str = "us-east-1";
 ///
 /// Signatures and checksums are verified (by the `s3s` crate). `If-None-Match: *` is atomic, for puts and for the end of
 /// multipart uploads. Keys are paths in the folder, which sets limits real S3 doesn't have: there can't be both `a` and
-/// `a/b`, and keys longer than about 150 bytes are refused.
+/// `a/b`, and keys longer than about 150 bytes are refused; about 130 for multipart uploads into a bucket with a short name.
 ///
 /// It runs on a thread of its own, so a test may block; it and its objects are gone when this value is dropped.
 #[derive(Debug)]

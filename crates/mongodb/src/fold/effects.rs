@@ -8,7 +8,8 @@ use hashbrown::HashMap;
 use hindsight_engine::EngineError;
 
 use super::catalog::Catalog;
-use super::spill::{self, Spill};
+use super::pass::Passes;
+use super::spill::Spill;
 use crate::oplog::diff::{self, Update};
 use crate::oplog::docid::{canonical_key, raw_id};
 use crate::oplog::entry::{Op, Operation, Uuid, malformed, next_document};
@@ -47,6 +48,36 @@ impl Effect {
 
     fn document(doc: &[u8], sequence: u64, fresh: bool) -> Self {
         Self::Document { doc: doc.into(), sequence, fresh, done: AtomicBool::new(false) }
+    }
+
+    /// What becomes of `doc`, a document of the base that has it, appended to `out`. `capped`: documents keep their order.
+    /// `done`: notes that the document that the log made was handed out, and says whether it was before.
+    pub(super) fn befall(
+        &self,
+        doc: &[u8],
+        capped: bool,
+        done: impl FnOnce() -> bool,
+        out: &mut Vec<u8>,
+    ) -> Result<Fate, EngineError> {
+        match self {
+            Self::Gone => Ok(Fate::Dropped),
+            // Inserted by the log: among documents that keep their order its place is at the end.
+            Self::Document { sequence, .. } if *sequence > 0 && capped => Ok(Fate::Dropped),
+            Self::Document { .. } if done() => Ok(Fate::Dropped),
+            Self::Document { doc, .. } => {
+                out.extend_from_slice(doc);
+                Ok(Fate::Kept)
+            }
+            Self::Updates { run, .. } => {
+                out.extend_from_slice(&updated(doc, run)?);
+                Ok(Fate::Kept)
+            }
+        }
+    }
+
+    /// Notes that the document was handed out; says whether it was before.
+    pub(super) fn hand_out(&self) -> bool {
+        matches!(self, Self::Document { done, .. } if done.swap(true, Ordering::Relaxed))
     }
 
     /// What the two do one after the other.
@@ -106,6 +137,17 @@ fn unappliable(error: diff::UpdateError) -> EngineError {
     EngineError::damaged(format!("an update of the log cannot be applied: {error}"))
 }
 
+/// What has become of a document of the base.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It was appended to the output: as it was, or as it became.
+    Kept,
+    /// It is gone, or comes later with what the base did not have.
+    Dropped,
+    /// Another pass looks after it.
+    Elsewhere,
+}
+
 /// Effects on one collection.
 #[derive(Debug, Default)]
 pub(super) struct Documents {
@@ -128,7 +170,7 @@ pub(crate) struct Effects {
 }
 
 /// The key of the document of which `holder` is the document itself or its key document.
-fn key_of(holder: &[u8], key: &mut Vec<u8>) -> Result<(), EngineError> {
+pub(super) fn key_of(holder: &[u8], key: &mut Vec<u8>) -> Result<(), EngineError> {
     key.clear();
     match raw_id(holder).map_err(malformed)? {
         Some((kind, value)) => canonical_key(kind, value, key).map_err(malformed),
@@ -253,13 +295,10 @@ impl Effects {
         }
         self.collections.retain(|uuid, _| catalog.contains(uuid));
         let capped = catalog.iter().filter(|(_, c)| c.is_capped()).map(|(uuid, _)| *uuid).collect();
-        let groups = match &mut self.spill {
-            Some(spill) => spill.groups(self.budget)?,
-            None => vec![Vec::new()],
-        };
         let is_definitions = |uuid: &Uuid| catalog.get(uuid).is_some_and(super::Collection::is_definitions);
         let definitions = self.collections.extract_if(|uuid, _| is_definitions(uuid)).collect();
-        Ok(Passes { collections: self.collections, definitions, capped, spill: self.spill, groups })
+        let spilled = self.spill.map(Spill::finish).transpose()?;
+        Ok(Passes::new(self.collections, definitions, capped, spilled, self.budget))
     }
 }
 
@@ -287,153 +326,4 @@ fn update(known: Option<&mut Effect>, o: &[u8], both: &mut Vec<u8>) -> Result<Op
         Effect::Updates { run, last } => add_update(run, last, o, both),
     }
     Ok(None)
-}
-
-/// The finished fold: one pass over the base when the effects fit in memory, else several, each
-/// for a part of the documents.
-pub(crate) struct Passes {
-    collections: HashMap<Uuid, Documents>,
-    definitions: HashMap<Uuid, Documents>,
-    capped: std::collections::HashSet<Uuid>,
-    spill: Option<Spill>,
-    groups: Vec<Vec<usize>>,
-}
-
-impl Passes {
-    /// The pass over views, users and roles, which no other pass looks after.
-    pub(crate) fn definitions(&mut self) -> Pass {
-        let collections = std::mem::take(&mut self.definitions);
-        Pass { collections, capped: std::collections::HashSet::new(), part: None }
-    }
-
-    /// How many passes there are over all else; at least one.
-    pub(crate) fn count(&self) -> usize {
-        self.groups.len()
-    }
-
-    /// Takes what pass `number` needs into memory.
-    pub(crate) fn load(&mut self, number: usize) -> Result<Pass, EngineError> {
-        let emptied = self.collections.iter().map(|(uuid, d)| (*uuid, d.emptied)).collect::<HashMap<_, _>>();
-        let Some(spill) = &mut self.spill else {
-            return Ok(Pass {
-                collections: std::mem::take(&mut self.collections),
-                capped: self.capped.clone(),
-                part: None,
-            });
-        };
-        let group = self.groups.get(number).cloned().unwrap_or_default();
-        let mut collections: HashMap<Uuid, Documents> = HashMap::new();
-        for (uuid, emptied) in &emptied {
-            collections.entry(*uuid).or_default().emptied = *emptied;
-        }
-        for partition in &group {
-            spill.read(*partition, |record| {
-                let Some(documents) = collections.get_mut(&record.uuid) else { return Ok(()) };
-                if record.emptied == documents.emptied {
-                    let next = match documents.effects.remove(record.key) {
-                        Some(before) => before.then(record.effect)?,
-                        None => record.effect,
-                    };
-                    documents.effects.insert(record.key.into(), next);
-                }
-                Ok(())
-            })?;
-        }
-        Ok(Pass { collections, capped: self.capped.clone(), part: Some(group.into_iter().collect()) })
-    }
-}
-
-/// What has become of a document of the base.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// It was appended to the output: as it was, or as it became.
-    Kept,
-    /// It is gone, or comes later with [`Pass::rest`].
-    Dropped,
-    /// Another pass looks after it.
-    Elsewhere,
-}
-
-/// The effects on the documents that one pass over the base looks after.
-pub(crate) struct Pass {
-    collections: HashMap<Uuid, Documents>,
-    capped: std::collections::HashSet<Uuid>,
-    /// The partitions it looks after; none for all.
-    part: Option<std::collections::HashSet<usize>>,
-}
-
-impl Pass {
-    /// Whether all documents of the collection stay as they are in the base.
-    pub(crate) fn leaves_alone(&self, uuid: &Uuid) -> bool {
-        let documents = self.collections.get(uuid);
-        self.part.is_none() && documents.is_none_or(|d| d.effects.is_empty() && d.emptied == 0)
-    }
-
-    /// Decides about a document of the base, and appends what it is at the restore point to `out`.
-    /// `key` is working memory.
-    pub(crate) fn merge(
-        &self,
-        uuid: &Uuid,
-        doc: &[u8],
-        key: &mut Vec<u8>,
-        out: &mut Vec<u8>,
-    ) -> Result<Fate, EngineError> {
-        let documents = self.collections.get(uuid);
-        if self.leaves_alone(uuid) {
-            out.extend_from_slice(doc);
-            return Ok(Fate::Kept);
-        }
-        key_of(doc, key)?;
-        if let Some(part) = &self.part
-            && !part.contains(&spill::partition(uuid, self.capped.contains(uuid), key))
-        {
-            return Ok(Fate::Elsewhere);
-        }
-        let Some(documents) = documents else {
-            out.extend_from_slice(doc);
-            return Ok(Fate::Kept);
-        };
-        match documents.effects.get(key.as_slice()) {
-            _ if documents.emptied > 0 => Ok(Fate::Dropped),
-            None => {
-                out.extend_from_slice(doc);
-                Ok(Fate::Kept)
-            }
-            Some(Effect::Gone) => Ok(Fate::Dropped),
-            // Inserted by the log: among documents that keep their order its place is at the end.
-            Some(Effect::Document { sequence, .. }) if *sequence > 0 && self.capped.contains(uuid) => Ok(Fate::Dropped),
-            Some(Effect::Document { doc, done, .. }) => {
-                if done.swap(true, Ordering::Relaxed) {
-                    return Ok(Fate::Dropped);
-                }
-                out.extend_from_slice(doc);
-                Ok(Fate::Kept)
-            }
-            Some(Effect::Updates { run, .. }) => {
-                out.extend_from_slice(&updated(doc, run)?);
-                Ok(Fate::Kept)
-            }
-        }
-    }
-
-    /// The collections in which [`Pass::rest`] may have something.
-    pub(crate) fn touched(&self) -> impl Iterator<Item = &Uuid> {
-        self.collections.keys()
-    }
-
-    /// Documents that the base did not have, in the order of their inserts. To be asked when the
-    /// whole base was merged.
-    pub(crate) fn rest(&self, uuid: &Uuid) -> Vec<&[u8]> {
-        let effects = self.collections.get(uuid).into_iter().flat_map(|documents| documents.effects.values());
-        let mut rest: Vec<(u64, &[u8])> = effects
-            .filter_map(|effect| match effect {
-                Effect::Document { doc, sequence, done, .. } if !done.load(Ordering::Relaxed) => {
-                    Some((*sequence, &**doc))
-                }
-                _ => None,
-            })
-            .collect();
-        rest.sort_unstable_by_key(|(sequence, _)| *sequence);
-        rest.into_iter().map(|(_, doc)| doc).collect()
-    }
 }

@@ -7,6 +7,7 @@
 
 mod catalog;
 mod effects;
+mod pass;
 mod spill;
 
 #[cfg(test)]
@@ -17,7 +18,7 @@ use std::path::PathBuf;
 use hindsight_engine::EngineError;
 
 pub(crate) use catalog::{Catalog, Collection, rebuildable};
-pub(crate) use effects::Pass;
+pub(crate) use pass::{Buffers, Pass};
 
 use crate::namespace;
 use crate::oplog::entry::{Entry, Op, Operation};
@@ -80,7 +81,7 @@ pub(crate) struct Folded {
     /// The collections that exist.
     pub(crate) catalog: Catalog,
     /// What became of the documents, in one or more passes over the base.
-    pub(crate) effects: effects::Passes,
+    pub(crate) effects: pass::Passes,
     /// Entries that counted.
     pub(crate) records: u64,
 }

@@ -143,11 +143,9 @@ proptest! {
             let pass = folded.effects.load(number).unwrap();
             let mut out = Vec::new();
             for document in &read {
-                pass.merge(&UUID, &raw(document), &mut Vec::new(), &mut out).unwrap();
+                pass.merge(&UUID, &raw(document), &mut Buffers::default(), &mut out).unwrap();
             }
-            for document in pass.rest(&UUID) {
-                out.extend_from_slice(document);
-            }
+            out.extend_from_slice(&pass.rest(&UUID).unwrap().next(usize::MAX).unwrap());
             let mut run = &out[..];
             while let Some(document) = next_document(&mut run).unwrap() {
                 let document = Document::try_from(bson::RawDocument::from_bytes(document).unwrap()).unwrap();
@@ -171,11 +169,60 @@ fn documents_that_keep_their_order_come_in_the_order_of_their_inserts() {
     let mut folded = fold.finish().unwrap();
     let mut order = Vec::new();
     for number in 0..folded.effects.count() {
-        for document in folded.effects.load(number).unwrap().rest(&UUID) {
+        let rest = folded.effects.load(number).unwrap().rest(&UUID).unwrap().next(usize::MAX).unwrap();
+        let mut rest = &rest[..];
+        while let Some(document) = next_document(&mut rest).unwrap() {
             order.push(bson::RawDocument::from_bytes(document).unwrap().get_i32("_id").unwrap());
         }
     }
     assert_eq!(order, [5, 9, 1]);
+}
+
+/// More documents than one table has room for, each changed several times between one spill and the next.
+#[test]
+fn many_documents_are_found_on_disk() {
+    let mut fold = Fold::new(base(false, 0), Cut::Nowhere, 20_000, std::env::temp_dir());
+    let mut inc = 0;
+    let mut feed = |op: &str, id: i32, o: Document| {
+        inc += 1;
+        let entry = doc! {
+            "ts": Timestamp { time: 100, increment: inc }, "t": 1_i64, "op": op, "ns": "db.c", "ui": uuid_bson(&UUID),
+            "o": o, "o2": {"_id": id},
+        };
+        assert!(fold.feed(&raw(&entry)).unwrap());
+    };
+    // The base has 0 to 2999; 1000 to 2999 are changed, 2000 to 2999 deleted, 3000 to 3999 inserted and changed.
+    (3000..4000).for_each(|id| feed("i", id, doc! {"_id": id}));
+    for round in 0..3 {
+        (1000..4000).for_each(|id| feed("u", id, doc! {"$v": 2, "diff": {"u": {"n": id + round}}}));
+    }
+    (2000..3000).for_each(|id| feed("d", id, doc! {"_id": id}));
+    let mut folded = fold.finish().unwrap();
+    assert!(folded.effects.count() > 1, "{}", folded.effects.count());
+    let mut found = Model::new();
+    for number in 0..folded.effects.count() {
+        let pass = folded.effects.load(number).unwrap();
+        let (mut out, mut buffers) = (Vec::new(), Buffers::default());
+        for id in 0..3000 {
+            pass.merge(&UUID, &raw(&doc! {"_id": id}), &mut buffers, &mut out).unwrap();
+        }
+        let mut rest = pass.rest(&UUID).unwrap();
+        loop {
+            let run = rest.next(100).unwrap();
+            out.extend_from_slice(&run);
+            if run.is_empty() {
+                break;
+            }
+        }
+        let mut run = &out[..];
+        while let Some(document) = next_document(&mut run).unwrap() {
+            let document = Document::from_reader(document).unwrap();
+            assert!(found.insert(document.get_i32("_id").unwrap(), document).is_none());
+        }
+    }
+    let changed = |id| (id, doc! {"_id": id, "n": id + 2});
+    let expected = (0..1000).map(|id| (id, doc! {"_id": id})).chain((1000..2000).chain(3000..4000).map(changed));
+    assert_eq!(found, expected.collect());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use mongodb::Client;
 use super::insert::insert;
 use super::schema::Wanted;
 use crate::cluster::Cluster;
-use crate::fold::{Folded, Pass};
+use crate::fold::{Buffers, Folded, Pass};
 use crate::oplog::entry::{Uuid, decode, next_document};
 use crate::snapshot::stored::StoredCatalog;
 
@@ -101,15 +101,15 @@ pub(super) async fn definitions(
         let mut frames = reader.stream(|frame| segments.contains_key(&frame.segment), 2);
         while let Some((entry, frame)) = frames.try_next().await? {
             let uuid = segments.get(&entry.segment).copied().unwrap_or_default();
-            let (run, mut key) = (runs.entry(uuid).or_default(), Vec::new());
+            let (run, mut buffers) = (runs.entry(uuid).or_default(), Buffers::default());
             let mut frame = &frame[..];
             while let Some(document) = next_document(&mut frame)? {
-                pass.merge(&uuid, document, &mut key, run)?;
+                pass.merge(&uuid, document, &mut buffers, run)?;
             }
         }
     }
     for uuid in pass.touched() {
-        runs.entry(*uuid).or_default().extend(pass.rest(uuid).concat());
+        runs.entry(*uuid).or_default().extend(pass.rest(uuid)?.next(usize::MAX)?);
     }
     let mut found = Definitions::new();
     for (uuid, run) in &runs {
@@ -249,26 +249,25 @@ impl Shared {
     /// What has become of the documents of a frame.
     fn merged(&self, uuid: &Uuid, frame: Bytes) -> Result<Bytes> {
         let mut out = Vec::with_capacity(frame.len() + 1024);
-        let mut key = Vec::new();
+        let mut buffers = Buffers::default();
         let mut run = &frame[..];
         while let Some(document) = next_document(&mut run)? {
-            self.pass.merge(uuid, document, &mut key, &mut out)?;
+            self.pass.merge(uuid, document, &mut buffers, &mut out)?;
         }
         Ok(out.into())
     }
 
     /// Inserts what the log alone created.
     async fn rest(self: Arc<Self>, uuid: Uuid, ordered: bool) -> Result<()> {
-        let mut out = Vec::new();
-        for document in self.pass.rest(&uuid) {
-            if out.len() + document.len() > REST && !out.is_empty() {
-                self.job.check()?;
-                self.deliver(uuid, &out, ordered).await?;
-                out.clear();
+        let mut rest = self.pass.rest(&uuid)?;
+        loop {
+            let run = rest.next(REST)?;
+            if run.is_empty() {
+                return Ok(());
             }
-            out.extend_from_slice(document);
+            self.job.check()?;
+            self.deliver(uuid, &run, ordered).await?;
         }
-        self.deliver(uuid, &out, ordered).await
     }
 
     async fn deliver(&self, uuid: Uuid, run: &[u8], ordered: bool) -> Result<()> {
