@@ -39,7 +39,11 @@ const LETS_GO: Duration = Duration::from_secs(10);
     pitr.compressionLevel          zstd level of the log, 1 to 19 (3)\n  \
     backup.compressionLevel        zstd level of snapshots, 1 to 19 (3)\n  \
     backup.numParallelCollections  readers at the same time, 0 chooses (0)\n  \
+    backup.rateLimitMib            MiB that are read per second at most, 0 for any number (0)\n  \
+    backup.hash                    whether hashes of the data are kept (false)\n  \
+    backup.checkpointMib           MiB after which a reader notes how far it came (512)\n  \
     restore.numInsertionWorkers    connections that insert at the same time, 0 chooses (0)\n  \
+    restore.rateLimitMib           MiB that are inserted per second at most, 0 for any number (0)\n  \
     restore.foldMemoryMib          memory for the log of a restore in MiB, 0 for the default (0)\n  \
     retention.count                full snapshots that the agent keeps, 0 for all (0)\n  \
     retention.days                 days back that stay restorable, 0 for all (0)\n  \
