@@ -27,6 +27,11 @@ impl Hindsight {
         Ok(Self { program: program.to_owned(), folder })
     }
 
+    /// The same binary with another new repository.
+    pub fn another(&self) -> Result<Self> {
+        Self::new(&self.program)
+    }
+
     /// Builds the release binary of this workspace.
     pub fn build() -> Result<PathBuf> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;

@@ -8,7 +8,7 @@ use bson::raw::{RawArrayBuf, RawDocument};
 use bson::{Document, doc, rawdoc};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hindsight_testkit::ReplicaSet;
-use mongodb::Client;
+use mongodb::{Client, Database};
 
 use crate::data::{Batch, DATABASE, Dataset};
 use crate::meter::cpu_seconds;
@@ -63,9 +63,18 @@ impl Server {
         batches.sort_by(|a, b| a.0.total_cmp(&b.0));
         let work = batches.into_iter().map(|(_, name, batch)| {
             let client = self.client.clone();
-            async move { tokio::spawn(insert_batch(client, name, batch)).await? }
+            async move { tokio::spawn(insert_batch(client.database(DATABASE), name.to_owned(), batch)).await? }
         });
         stream::iter(work).buffer_unordered(connections).try_collect().await
+    }
+
+    /// Inserts documents into a number of collections of another database.
+    pub async fn insert_into(&self, database: &str, batches: &[Arc<Batch>], collections: usize) -> Result<()> {
+        for (number, batch) in batches.iter().enumerate() {
+            let name = format!("part{}", number % collections);
+            insert_batch(self.client.database(database), name, batch.clone()).await?;
+        }
+        Ok(())
     }
 
     /// Builds all secondary indexes, those of all collections at the same time.
@@ -116,7 +125,7 @@ impl Server {
     }
 }
 
-async fn insert_batch(client: Client, collection: &'static str, batch: Arc<Batch>) -> Result<()> {
+async fn insert_batch(database: Database, collection: String, batch: Arc<Batch>) -> Result<()> {
     let mut documents = RawArrayBuf::new();
     let mut rest = &batch.bytes[..];
     while let Some(length) = rest.first_chunk().map(|length| u32::from_le_bytes(*length) as usize) {
@@ -125,13 +134,13 @@ async fn insert_batch(client: Client, collection: &'static str, batch: Arc<Batch
         rest = after;
     }
     let command = rawdoc! {
-        "insert": collection,
+        "insert": collection.as_str(),
         "ordered": false,
         "bypassDocumentValidation": true,
         "writeConcern": {"w": 1},
         "documents": documents,
     };
-    let reply = client.database(DATABASE).run_raw_command(command).await?;
+    let reply = database.run_raw_command(command).await?;
     match reply.get("writeErrors") {
         None => Ok(()),
         Some(errors) => bail!("an insert into {collection} failed: {errors}"),

@@ -14,6 +14,9 @@ use crate::data::{DATABASE, ORDERS, order_id};
 use crate::machine::cores;
 use crate::meter::{Meter, Spent};
 
+/// Collections that what is in one is dealt out to.
+const MANY: usize = 16;
+
 /// Measures reading, compressing and backup in turns, and notes the ratio.
 pub async fn measure(bench: &mut Bench) -> Result<()> {
     let threads = cores();
@@ -71,6 +74,31 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let note = "core-seconds of client and server against those of the floor: depends less on what else runs";
     table.add("RATIO backup / floor, processor work", backup.work() / work, "x", note);
     table.add("RATIO stored / zstd -3", stored as f64 / stream as f64, "x", "");
+    one_or_many(bench).await
+}
+
+/// A backup of one collection against one of the same documents in many collections.
+async fn one_or_many(bench: &mut Bench) -> Result<()> {
+    let orders = bench.data.collections.iter().find(|collection| collection.name == ORDERS);
+    let batches: Vec<_> = orders.map(|orders| orders.batches.clone()).unwrap_or_default();
+    bench.target.clear().await?;
+    bench.target.insert_into("one", &batches, 1).await?;
+    bench.target.insert_into("many", &batches, MANY).await?;
+    let hindsight = bench.hindsight.another()?;
+    let [mut one, mut many] = [(); 2].map(|()| Rounds::default());
+    for round in 0..bench.rounds {
+        say(&format!("backup of one collection and of {MANY}: round {} of {}", round + 1, bench.rounds));
+        for (database, rounds) in [("one.*", &mut one), ("many.*", &mut many)] {
+            bench.target.settle().await?;
+            rounds.push(hindsight.run(&bench.target, &["backup", "--ns", database]).await?.spent);
+        }
+    }
+    for database in ["one", "many"] {
+        bench.target.client.database(database).drop().await?;
+    }
+    bench.table.add("backup of one collection", one.wall(), "s", one.note());
+    bench.table.add(format!("backup of the same in {MANY} collections"), many.wall(), "s", many.note());
+    bench.table.add("RATIO rate of one / of many collections", many.wall() / one.wall(), "x", "1 is the same");
     Ok(())
 }
 

@@ -64,7 +64,7 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     let log_bytes = bench.hindsight.stored_bytes("/log/")?;
     free.extend(write_freely(bench).await?);
 
-    let [mut without, mut with] = [(); 2].map(|()| Rounds::default());
+    let [mut without, mut with, mut folded] = [(); 3].map(|()| Rounds::default());
     let mut peak = 0;
     for round in 0..bench.rounds {
         say(&format!("restore without and with the log: round {} of {}", round + 1, bench.rounds));
@@ -76,7 +76,12 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
         peak = peak.max(ended.peak);
         let found = bench.target.fingerprint(&bench.data).await?;
         ensure!(found == expected, "documents and sum of versions are {found:?} instead of {expected:?}");
+        // All of the log is folded, whatever is wanted of its effects.
+        folded.push(
+            bench.hindsight.run(&bench.target, &["restore", "--time", &time, "--ns", "none.*", "--yes"]).await?.spent,
+        );
     }
+    let whole = touch_all(bench, &cluster, &snapshot).await?;
 
     let lag = commits.lags();
     let updated = updated(bench);
@@ -104,7 +109,59 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     table.add("restore with the log: client", with.client(), "core-s", note);
     table.add("restore with the log: peak memory", mib(peak), "MiB", "resident, highest of all rounds");
     table.add("RATIO restore with / without the log", with.wall() / without.wall(), "x", "");
+    let note = "a restore of no namespace, with all that it does besides; 1 core-second folds so many";
+    table.add("operations folded", bench.updates as f64 / folded.client(), "1/core-s", note);
+    table.add("restore with a log that touches every document", whole.spent.wall(), "s", whole.spent.note());
+    let note = format!("{} records; local disk takes what is beyond the budget", whole.records);
+    table.add("restore with a log that touches every document: client", whole.spent.client(), "core-s", note);
+    let note = "resident, highest of all rounds";
+    table.add("restore with a log that touches every document: peak memory", mib(whole.peak), "MiB", note);
+    table.add(
+        "RATIO restore with every document touched / without the log",
+        whole.spent.wall() / without.wall(),
+        "x",
+        "",
+    );
     Ok(())
+}
+
+/// Restores with a log that touches every document.
+struct Whole {
+    spent: Rounds,
+    records: u64,
+    peak: u64,
+}
+
+/// Touches every document once, with an agent, and restores to that: what is known of them is more than fits in memory.
+async fn touch_all(bench: &mut Bench, cluster: &ClusterRepository, snapshot: &str) -> Result<Whole> {
+    say("an update of every document, with an agent");
+    let agent = bench.hindsight.start(&bench.source, &["agent"])?;
+    let commits = Arc::new(Commits::default());
+    let probing = tokio::spawn(probe(cluster.clone(), commits.clone()));
+    let mut records = 0;
+    for collection in &bench.data.collections {
+        let all = doc! {"q": {}, "u": {"$set": {"touched": DateTime::now()}}, "multi": true};
+        let command = doc! {"update": collection.name, "updates": [all], "writeConcern": {"w": 1}};
+        let reply = bench.source.client.database(DATABASE).run_command(command).await?;
+        records += u64::try_from(reply.get_i32("nModified")?)?;
+    }
+    let time = end_of_second(bench, &commits).await?;
+    wait("the end of the log", || async { Ok(commits.waiting() == 0) }).await?;
+    probing.abort();
+    agent.stop().await?;
+    let expected = bench.source.fingerprint(&bench.data).await?;
+    let (mut spent, mut peak) = (Rounds::default(), 0);
+    for round in 0..bench.rounds {
+        say(&format!("restore with every document touched: round {} of {}", round + 1, bench.rounds));
+        bench.target.clear().await?;
+        let arguments = ["restore", "--time", &time, "--base-snapshot", snapshot, "--yes"];
+        let ended = bench.hindsight.run(&bench.target, &arguments).await?;
+        spent.push(ended.spent);
+        peak = peak.max(ended.peak);
+        let found = bench.target.fingerprint(&bench.data).await?;
+        ensure!(found == expected, "documents and sum of versions are {found:?} instead of {expected:?}");
+    }
+    Ok(Whole { spent, records, peak })
 }
 
 fn updated(bench: &Bench) -> u64 {

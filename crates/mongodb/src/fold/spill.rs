@@ -50,7 +50,10 @@ impl Spill {
             tempfile::tempfile_in(scratch).map(|file| (BufWriter::with_capacity(32 << 10, file), 0)).map_err(|e| {
                 EngineError::new(
                     FailureKind::Local,
-                    format!("the folded log does not fit in memory, and {} cannot be written to: {e}", scratch.display()),
+                    format!(
+                        "the folded log does not fit in memory, and {} cannot be written to: {e}",
+                        scratch.display()
+                    ),
                 )
                 .hint("point TMPDIR at a folder with room")
             })
@@ -169,7 +172,8 @@ impl Table {
         counts: impl Fn(&Uuid, u32) -> bool,
     ) -> Result<Self, EngineError> {
         let hasher = DefaultHashBuilder::default();
-        let records: u64 = group.iter().filter_map(|number| spilled.files.get(*number)).map(|(_, records)| records).sum();
+        let records: u64 =
+            group.iter().filter_map(|number| spilled.files.get(*number)).map(|(_, records)| records).sum();
         let mut slots = Vec::with_capacity(usize::try_from(records).unwrap_or(0));
         let mut covered = vec![false; PARTITIONS];
         for number in group {
@@ -247,7 +251,8 @@ impl Table {
     /// The documents of a collection that the log made and that were not handed out: order of their inserts, and slots.
     /// To be asked once.
     pub(super) fn inserted(&self, uuid: &Uuid) -> Result<Inserted, EngineError> {
-        let mut all = self.inserted.lock().map_err(|_| EngineError::new(FailureKind::Local, "a worker of the fold ended"))?;
+        let mut all =
+            self.inserted.lock().map_err(|_| EngineError::new(FailureKind::Local, "a worker of the fold ended"))?;
         if all.is_none() {
             *all = Some(self.find_inserted()?);
         }
