@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
     compression_level: Option<i32>,
     /// Readers at the same time, 0 chooses [default: backup.numParallelCollections]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=64))]
+    #[arg(long, value_name = "N", visible_alias = "parallel", value_parser = clap::value_parser!(u32).range(0..=64))]
     num_parallel_collections: Option<u32>,
     /// Bytes to read per second at most, such as 20M, 0 for any number [default: backup.rateLimitMib]
     #[arg(long, value_name = "RATE", value_parser = text::size)]

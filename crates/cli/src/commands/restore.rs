@@ -55,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NS")]
     ns_to: Option<String>,
     /// Connections that insert at the same time, 0 chooses [default: restore.numInsertionWorkers]
-    #[arg(long, value_name = "N", alias = "num-parallel-collections", value_parser = clap::value_parser!(u32).range(0..=64))]
+    #[arg(long, value_name = "N", visible_alias = "parallel", alias = "num-parallel-collections", value_parser = clap::value_parser!(u32).range(0..=64))]
     num_insertion_workers_per_collection: Option<u32>,
     /// Bytes to insert per second at most, such as 20M, 0 for any number [default: restore.rateLimitMib]
     #[arg(long, value_name = "RATE", value_parser = text::size)]
