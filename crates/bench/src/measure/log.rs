@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bson::{DateTime, Document, doc};
+use bson::{DateTime, Document, RawDocumentBuf, doc};
+use futures::StreamExt as _;
 use hindsight_jobs::CAPTURE_LEASE;
 use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use super::{Bench, Rounds, mib, say};
 use crate::data::{DATABASE, ORDERS, order_id};
 use crate::machine::cores;
-use crate::meter::Meter;
+use crate::meter::{Meter, Spent};
 
 /// Documents that the updates go to, or all there are.
 const UPDATED: u64 = 100_000;
@@ -53,6 +54,8 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     .await?;
 
     say(&format!("{} updates with an agent", bench.updates));
+    let ping = bench.source.client.database("admin").run_command(doc! {"ping": 1}).await?;
+    let begun = ping.get_timestamp("operationTime")?;
     let commits = Arc::new(Commits::default());
     let probing = tokio::spawn(probe(cluster.clone(), commits.clone()));
     let captured = write(bench, PARTS, &commits).await?;
@@ -62,6 +65,11 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     let expected = bench.source.fingerprint(&bench.data).await?;
     let agent = agent.stop().await?;
     let log_bytes = bench.hindsight.stored_bytes("/log/")?;
+    let level = cluster.config().await?.1.pitr.compression_level;
+    let mut tailed = Rounds::default();
+    for _ in 0..bench.rounds {
+        tailed.push(tail(bench, begun, level).await?);
+    }
     free.extend(write_freely(bench).await?);
 
     let [mut without, mut with, mut folded] = [(); 3].map(|()| Rounds::default());
@@ -101,6 +109,8 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
         table.add(format!("capture lag under full load, {name}"), quantile(&lag, share), "s", note.as_str());
     }
     table.add("agent: processor", agent.spent.client / million, "core-s/million", "of updates");
+    let note = format!("to read the same entries at once and compress them: {:.2} core-s", tailed.client());
+    table.add("RATIO agent / raw read and zstd of the log", agent.spent.client / tailed.client(), "x", note);
     table.add("agent: peak memory", mib(agent.peak), "MiB", "resident");
     table.add("log: stored", mib(log_bytes), "MiB", format!("{} updates of {updated} documents", bench.updates));
     table.add("restore without the log", without.wall(), "s", without.note());
@@ -162,6 +172,21 @@ async fn touch_all(bench: &mut Bench, cluster: &ClusterRepository, snapshot: &st
         ensure!(found == expected, "documents and sum of versions are {found:?} instead of {expected:?}");
     }
     Ok(Whole { spent, records, peak })
+}
+
+/// Reads the server's log from a moment on in raw batches, and compresses them in frames.
+async fn tail(bench: &Bench, from: bson::Timestamp, level: i32) -> Result<Spent> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    let oplog = bench.source.client.database("local").collection::<RawDocumentBuf>("oplog.rs");
+    let meter = Meter::start(&[bench.source.pid()])?;
+    let mut batches = oplog.find(doc! {"ts": {"$gte": from}}).batch().await?;
+    while let Some(batch) = batches.next().await {
+        for frame in batch?.doc_slices()?.as_bytes().chunks(4 << 20) {
+            compressor.compress(frame)?;
+        }
+    }
+    meter.stop()
 }
 
 fn updated(bench: &Bench) -> u64 {

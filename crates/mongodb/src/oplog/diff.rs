@@ -124,9 +124,10 @@ pub fn apply(base: &RawDocument, o: &RawDocument, out: &mut Vec<u8>) -> Result<(
     let base = base.as_bytes();
     let done = match classify(o)? {
         Update::Replacement(new) => replace(base, new.as_bytes(), out),
-        Update::DiffV2(diff) => v2::apply(base, diff.as_bytes(), out),
+        Update::DiffV2(diff) => v2::apply(base, diff.as_bytes(), out).and_then(|()| put_id_first(out, before)),
         Update::ModifiersV1 { set, unset } => {
-            v1::apply(base, set.map(RawDocument::as_bytes), unset.map(RawDocument::as_bytes), out)
+            let (set, unset) = (set.map(RawDocument::as_bytes), unset.map(RawDocument::as_bytes));
+            v1::apply(base, set, unset, out).and_then(|()| put_id_first(out, before))
         }
     };
     if done.is_err() {
@@ -159,6 +160,17 @@ fn replace(base: &[u8], new: &[u8], out: &mut Vec<u8>) -> Result<(), UpdateError
         out.extend_from_slice(new.get(part).unwrap_or_default());
     }
     close(out, at)
+}
+
+/// A delta that writes the fields anew in another order writes `_id` too. The server puts it back to the beginning, of
+/// whatever came of an update (mongo/src/mongo/db/exec/update_stage.cpp, `ensureIdFieldIsFirst`). `out` ends with the
+/// document that begins at `at`.
+fn put_id_first(out: &mut [u8], at: usize) -> Result<(), UpdateError> {
+    let document = out.get_mut(at..).unwrap_or_default();
+    let Some(id) = find(document, b"_id")?.filter(|id| id.start > 4) else { return Ok(()) };
+    let (end, length) = (id.end(), id.whole.len());
+    document.get_mut(4..end).unwrap_or_default().rotate_right(length);
+    Ok(())
 }
 
 /// The first top-level field called `name`.

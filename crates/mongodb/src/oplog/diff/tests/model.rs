@@ -34,6 +34,13 @@ pub(super) fn apply(base: &Document, diff: &Document) -> Option<Document> {
     Some(out)
 }
 
+/// With `_id` before all else.
+pub(super) fn id_first(document: Document) -> Document {
+    let id = document.get("_id").cloned().map(|id| ("_id".to_owned(), id));
+    let others = document.into_iter().filter(|(name, _)| name != "_id");
+    id.into_iter().chain(others).collect()
+}
+
 fn apply_sub(old: Option<&Bson>, diff: &Document) -> Option<Bson> {
     let first = diff.keys().next()?;
     Some(match old {
@@ -67,7 +74,7 @@ fn apply_array(old: &[Bson], diff: &Document) -> Option<Vec<Bson>> {
 }
 
 fn name() -> impl Strategy<Value = String> {
-    prop_oneof![Just("a"), Just("b"), Just("c"), Just("d"), Just(""), Just("0")].prop_map(str::to_owned)
+    prop_oneof![Just("a"), Just("b"), Just("c"), Just("d"), Just("_id"), Just(""), Just("0")].prop_map(str::to_owned)
 }
 
 fn value() -> impl Strategy<Value = Bson> {
