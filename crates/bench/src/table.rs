@@ -24,9 +24,11 @@ pub struct Table {
 }
 
 impl Table {
-    /// Adds a figure.
+    /// Adds a figure, and tells it at once: what is measured later may fail.
     pub fn add(&mut self, name: impl Into<String>, value: f64, unit: &'static str, note: impl Into<String>) {
-        self.rows.push(Row { name: name.into(), value, unit, note: note.into() });
+        let name = name.into();
+        eprintln!("bench: {name}: {} {unit}", figure(value));
+        self.rows.push(Row { name, value, unit, note: note.into() });
     }
 }
 

@@ -146,6 +146,14 @@ async fn between(old: &str, new: &str) -> Result<()> {
 
     here.restore_into(&there, moment.clone(), Selection::default()).await?;
     same(&new_client, &expected).await.context("older into newer")?;
+    if old.starts_with("4.") {
+        let place = doc! {"key": {"place": "geoHaystack", "n": 1}, "name": "hay", "bucketSize": 1};
+        let shop = old_client.database("shop");
+        shop.run_command(doc! {"createIndexes": "hay", "indexes": [place]}).await?;
+        let snapshot = Target::Snapshot(here.backup().await?.id);
+        shop.collection::<Document>("hay").drop().await?;
+        is_refused(&here, &there, &new_client, snapshot, "of the kind geoHaystack").await?;
+    }
 
     // What counts is which features are switched on.
     let snapshot = Target::Snapshot(there.backup().await?.id);

@@ -62,6 +62,7 @@ pub(crate) async fn run(
     }
     let definitions = data::definitions(&catalog, &wanted, &readers, &mut folded).await?;
     wanted.find_orphans(&definitions);
+    schema::check_kinds(&wanted, &cluster.version)?;
     job.check()?;
     options.gate.cross().await?;
 

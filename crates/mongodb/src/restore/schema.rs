@@ -8,7 +8,8 @@ use hindsight_engine::{EngineError, FailureKind, Job, Result, Selection};
 use mongodb::Client;
 
 use super::data::Definitions;
-use crate::failure::{code, code_of, driver};
+use super::prepare::release;
+use crate::failure::{code, code_of, driver, unsupported};
 use crate::fold::{Catalog, Collection, rebuildable};
 use crate::namespace::{self, FUNCTIONS, VIEWS};
 use crate::oplog::entry::Uuid;
@@ -119,6 +120,25 @@ pub(super) fn wanted(catalog: &Catalog, selection: &Selection) -> Wanted {
         wanted.targets.insert(*uuid, Target { uuid: *uuid, db, name, orphaned: false, source: collection.clone() });
     }
     wanted
+}
+
+/// Refuses indexes of a kind that the target's version does not build any more: geoHaystack, which ended with 4.4
+/// (<https://www.mongodb.com/docs/v5.0/release-notes/5.0-compatibility/>).
+pub(super) fn check_kinds(wanted: &Wanted, version: &str) -> Result<()> {
+    if release(version) < Some((5, 0)) {
+        return Ok(());
+    }
+    let haystack = |spec: &&Document| {
+        let key = spec.get_document("key").ok();
+        key.is_some_and(|key| key.values().any(|kind| kind.as_str() == Some("geoHaystack")))
+    };
+    let found = wanted.iter().find_map(|target| Some((target, target.source.indexes.values().find(haystack)?)));
+    let Some((target, spec)) = found else { return Ok(()) };
+    let (namespace, name) = (target.namespace(), spec.get_str("name").unwrap_or_default());
+    Err(unsupported(
+        format!("the index {name:?} of {namespace} is of the kind geoHaystack, which MongoDB {version} does not have"),
+        "restore into 4.4 and drop it there, or leave its collection out with --ns",
+    ))
 }
 
 /// Something of the target that is there now.

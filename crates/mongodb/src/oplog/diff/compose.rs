@@ -55,7 +55,12 @@ impl Composer {
         if older.len() + newer.len() > MAX_LENGTH {
             return None;
         }
-        let (older, newer) = (delta(older)?, delta(newer)?);
+        let (older, entry) = (delta(older)?, newer);
+        let newer = delta(newer)?;
+        if covers(older, newer, 0) {
+            out.extend_from_slice(entry);
+            return Some(());
+        }
         let entry = open(out);
         push_element(out, kind::INT32, b"$v", &2_i32.to_le_bytes());
         push_name(out, kind::DOCUMENT, b"diff");
@@ -211,6 +216,31 @@ impl Composer {
             out.get_mut(at..at + 4)?.copy_from_slice(&length.to_le_bytes());
         }
         close(out, whole).ok()
+    }
+}
+
+/// Whether the newer delta says something of exactly the fields of which the older one does, in the same order, as the same
+/// update does when it is made again. Then it is all that counts.
+fn covers(older: &[u8], newer: &[u8], depth: usize) -> bool {
+    same(older, newer, |old, new| match old.name {
+        b"d" | b"u" | b"i" => same(old.value, new.value, |_, _| true),
+        b"a" => true,
+        [b's', ..] => depth < MAX_DEPTH && covers(old.value, new.value, depth + 1),
+        // An element of an array. What is left are binary values, and new lengths of arrays.
+        [b'u', ..] => true,
+        _ => false,
+    })
+}
+
+/// Whether two documents have the same fields in the same order, and this is true of each.
+fn same(older: &[u8], newer: &[u8], each: impl Fn(Element<'_>, Element<'_>) -> bool) -> bool {
+    let (Ok(mut older), Ok(mut newer)) = (Elements::new(older), Elements::new(newer)) else { return false };
+    loop {
+        match (older.next(), newer.next()) {
+            (Ok(Some(old)), Ok(Some(new))) if old.name == new.name && each(old, new) => {}
+            (Ok(None), Ok(None)) => return true,
+            _ => return false,
+        }
     }
 }
 
