@@ -32,7 +32,7 @@ struct Scene {
 
 impl Scene {
     async fn new(seed: u64) -> Result<Self> {
-        let server = S3Server::start("s")?;
+        let server = S3Server::start("bkt")?;
         let (set, target) = tokio::try_join!(ReplicaSet::single(), ReplicaSet::single())?;
         let options = WorkloadOptions {
             huge_documents: false,
@@ -42,7 +42,7 @@ impl Scene {
             ..WorkloadOptions::default()
         };
         let workload = Workload::start(set.client().await?, seed, options).await?;
-        let cli = Cli::new(&set.uri()).with(server.env()).with([("HINDSIGHT_REPOSITORY", "s3://s".to_owned())]);
+        let cli = Cli::new(&set.uri()).with(server.env()).with([("HINDSIGHT_REPOSITORY", "s3://bkt".to_owned())]);
         cli.ok("--cluster source config --set pitr.enabled=true --set pitr.uploadIntervalSec=1");
         let agent = cli.start_logged("agent", &cli.folder().join("agent.log"));
         let mut scene = Self { server, set, target, cli, agent, workload, moments: Vec::new() };
@@ -156,7 +156,7 @@ async fn it_hangs_under_a_backup_and_a_restore() -> Result<()> {
         let ran: Ran = tokio::task::spawn_blocking(move || started.ended()).await?;
         println!("after {} s: {ran}", begun.elapsed().as_secs());
         let ran = ran.ends(7, "no answer within");
-        ensure!(ran.err.contains("s3://s"), "{ran}");
+        ensure!(ran.err.contains("s3://bkt"), "{ran}");
         ensure!(begun.elapsed() < Duration::from_secs(60), "it took {} s", begun.elapsed().as_secs());
     }
     tokio::time::sleep(away().saturating_sub(begun.elapsed())).await;
