@@ -186,7 +186,7 @@ impl Composer {
                 if index > end || !after.as_ref().is_some_and(|after| after.is_update) {
                     return None;
                 }
-                end = index + 1;
+                end = index.checked_add(1)?;
             }
             if resize.is_some_and(|resize| index >= resize) {
                 continue;

@@ -371,7 +371,7 @@ impl<'d> ArrayDiff<'d> {
         let index = parse_index(digits)
             .filter(|index| *index >= self.least && self.resize.is_none_or(|len| *index < len))
             .ok_or_else(|| invalid("array index", new.name))?;
-        self.least = index + 1;
+        self.least = index.saturating_add(1);
         Ok(Some(IndexChange { index, is_update, new }))
     }
 }
