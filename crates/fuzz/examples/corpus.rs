@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bson::{Document, RawDocument, RawDocumentBuf, doc};
 use hindsight_catalog::Target;
-use hindsight_engine::{Engine, Progress, Selection};
+use hindsight_engine::{Engine, Progress};
 use hindsight_format::{GapRecord, LeaseRecord, ObjectKind, SnapshotManifest};
 use hindsight_fuzz::{SEPARATOR, corpus};
 use hindsight_jobs::{Agent, BackupRequest, RestoreRequest, Tuning, backup, history, propose, register, restore};
@@ -76,14 +76,7 @@ async fn fill(repository: &Repository) -> Result<ClusterRepository> {
     workload.stop().await?;
     cancel.cancel();
     capture.await??;
-    let request = RestoreRequest {
-        target: Target::Latest,
-        base: None,
-        selection: Selection::default(),
-        parallel: None,
-        rate_limit: None,
-        skip_check: false,
-    };
+    let request = RestoreRequest::to(Target::Latest);
     let proposal = propose(&*engine, repository, &cluster, request).await?;
     restore(&*engine, &proposal, &progress, &never).await?;
     let slice = cluster.slices().await?.pop().context("no slice")?;

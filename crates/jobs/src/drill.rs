@@ -165,7 +165,7 @@ async fn try_out(scratch: &dyn Scratch, job: &Job, plan: &RestorePlan, target: T
     let preview = engine.prepare_restore(&job.cluster, plan, &selection).await?;
     let gate = Arc::new(Open::default());
     let options = options(&job.cluster, gate.clone(), None, false).await?;
-    let request = RestoreRequest { target, base: None, selection, parallel: None, rate_limit: None, skip_check: false };
+    let request = RestoreRequest { selection, ..RestoreRequest::to(target) };
     let totals = run_planned(&*engine, job, plan, &request, &preview, &options, &gate.0).await?;
     let recovery_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let examined = scratch.examine(job, plan, &totals).await?;

@@ -49,6 +49,21 @@ pub struct RestoreRequest {
     pub skip_check: bool,
 }
 
+impl RestoreRequest {
+    /// Everything, as it was at `target`, with the cluster's settings.
+    #[must_use]
+    pub fn to(target: Target) -> Self {
+        Self {
+            target,
+            base: None,
+            selection: Selection::default(),
+            parallel: None,
+            rate_limit: None,
+            skip_check: false,
+        }
+    }
+}
+
 /// What a restore would do: everything was checked that can be without changing anything.
 #[derive(Debug)]
 pub struct Proposal {

@@ -189,9 +189,7 @@ impl Source {
     /// Which life of the member this is, and which of its states: another one after each restart, election, rollback
     /// and reconfiguration (`topologyVersion`, mongo/src/mongo/db/repl/topology_version_observer.h).
     pub(crate) async fn standing(&self) -> Result<Option<Document>> {
-        let hello = self.client.database("admin").run_command(doc! {"hello": 1}).await;
-        let hello = hello.map_err(|e| driver("asking for the state of the member", e))?;
-        Ok(hello.get_document("topologyVersion").ok().cloned())
+        Ok(hello(&self.client).await?.get_document("topologyVersion").ok().cloned())
     }
 }
 
@@ -199,8 +197,7 @@ impl Source {
 pub(crate) async fn progress(client: &Client) -> Result<Progress> {
     let begun = std::time::Instant::now();
     loop {
-        let hello = client.database("admin").run_command(doc! {"hello": 1}).await;
-        let hello = hello.map_err(|e| driver("asking how far the member is", e))?;
+        let hello = hello(client).await?;
         let write = hello.get_document("lastWrite").map_err(|e| odd("hello", &e))?;
         if let Some(progress) = read_progress(write)? {
             return Ok(progress);
@@ -214,6 +211,11 @@ pub(crate) async fn progress(client: &Client) -> Result<Progress> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+async fn hello(client: &Client) -> Result<Document> {
+    let hello = client.database("admin").run_command(doc! {"hello": 1}).await;
+    hello.map_err(|e| driver("asking how far the member is", e))
 }
 
 /// What `lastWrite` in the answer to `hello` says. For a moment after a start or an election a member may not know

@@ -171,8 +171,7 @@ async fn reader(client: Client, queue: Arc<Mutex<VecDeque<Document>>>, level: Op
                 before.await??;
             }
             compressing = Some(tokio::task::spawn_blocking(move || {
-                let mut compressor = zstd::bulk::Compressor::new(level)?;
-                compressor.include_checksum(true)?;
+                let mut compressor = compressor(level)?;
                 for frame in batch.doc_slices()?.as_bytes().chunks(4 << 20) {
                     compressor.compress(frame)?;
                 }
@@ -182,14 +181,20 @@ async fn reader(client: Client, queue: Arc<Mutex<VecDeque<Document>>>, level: Op
     }
 }
 
+/// As frames are compressed.
+pub(super) fn compressor(level: i32) -> Result<zstd::bulk::Compressor<'static>> {
+    let mut compressor = zstd::bulk::Compressor::new(level)?;
+    compressor.include_checksum(true)?;
+    Ok(compressor)
+}
+
 /// Compresses all documents in frames, as a snapshot holds them, on all cores; gives the bytes that remain. Cores that
 /// share their parts take longer for the same work when all are busy, as in a backup they are.
 fn compress(bench: &Bench, level: i32) -> Result<(Spent, u64)> {
     let meter = Meter::start(&[])?;
     let batches: Mutex<Vec<_>> = Mutex::new(bench.data.batches().map(|(_, batch)| batch.clone()).collect());
     let work = || {
-        let mut compressor = zstd::bulk::Compressor::new(level)?;
-        compressor.include_checksum(true)?;
+        let mut compressor = compressor(level)?;
         let mut bytes = 0;
         while let Some(batch) = batches.lock().ok().and_then(|mut batches| batches.pop()) {
             bytes += compressor.compress(&batch.bytes)?.len() as u64;

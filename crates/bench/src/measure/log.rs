@@ -14,8 +14,11 @@ use jiff::Timestamp;
 use mongodb::Client;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use tokio::task::JoinHandle;
 
+use super::backup::compressor;
 use super::{Bench, Rounds, mib, say};
+use crate::child::{Ended, Running};
 use crate::data::{DATABASE, ORDERS, order_id};
 use crate::machine::cores;
 use crate::meter::{Meter, Spent};
@@ -46,24 +49,13 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     let snapshot = bench.hindsight.newest_snapshot().await?;
     cluster.update_config(|config| config.with("pitr.enabled", "true")).await?;
     let interval = cluster.config().await?.1.pitr.upload_interval_sec;
-    let agent = bench.hindsight.start(&bench.source, &["agent"])?;
-    wait("the agent", || async {
-        let lease = cluster.lease_state(CAPTURE_LEASE).await?;
-        Ok(lease.is_some_and(|lease| cluster.lease_is_live(CAPTURE_LEASE, &lease)))
-    })
-    .await?;
+    let capture = Capture::start(bench, &cluster).await?;
 
     say(&format!("{} updates with an agent", bench.updates));
     let ping = bench.source.client.database("admin").run_command(doc! {"ping": 1}).await?;
     let begun = ping.get_timestamp("operationTime")?;
-    let commits = Arc::new(Commits::default());
-    let probing = tokio::spawn(probe(cluster.clone(), commits.clone()));
-    let captured = write(bench, PARTS, &commits).await?;
-    let time = end_of_second(bench, &commits).await?;
-    wait("the end of the log", || async { Ok(commits.waiting() == 0) }).await?;
-    probing.abort();
-    let expected = bench.source.fingerprint(&bench.data).await?;
-    let agent = agent.stop().await?;
+    let captured = write(bench, PARTS, &capture.commits).await?;
+    let Captured { time, expected, agent, lag } = capture.end(bench).await?;
     let log_bytes = bench.hindsight.stored_bytes("/log/")?;
     let level = cluster.config().await?.1.pitr.compression_level;
     let mut tailed = Rounds::default();
@@ -91,7 +83,6 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     }
     let whole = touch_all(bench, &cluster, &snapshot).await?;
 
-    let lag = commits.lags();
     let updated = updated(bench);
     let part = (bench.updates / PARTS) as f64;
     let (slow, fast) = (part / captured.median_wall(), part / free.median_wall());
@@ -135,6 +126,47 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     Ok(())
 }
 
+/// An agent at work, and how soon what is committed is durable.
+struct Capture {
+    agent: Running,
+    commits: Arc<Commits>,
+    probing: JoinHandle<Result<()>>,
+}
+
+/// What was captured.
+struct Captured {
+    /// The restore point that has all of it.
+    time: String,
+    /// Documents and sum of versions there.
+    expected: (u64, i64),
+    agent: Ended,
+    /// Seconds from commit to durable, ascending.
+    lag: Vec<f64>,
+}
+
+impl Capture {
+    async fn start(bench: &Bench, cluster: &ClusterRepository) -> Result<Self> {
+        let agent = bench.hindsight.start(&bench.source, &["agent"])?;
+        wait("the agent", || async {
+            let lease = cluster.lease_state(CAPTURE_LEASE).await?;
+            Ok(lease.is_some_and(|lease| cluster.lease_is_live(CAPTURE_LEASE, &lease)))
+        })
+        .await?;
+        let commits = Arc::new(Commits::default());
+        let probing = tokio::spawn(probe(cluster.clone(), commits.clone()));
+        Ok(Self { agent, commits, probing })
+    }
+
+    /// When all is durable.
+    async fn end(self, bench: &Bench) -> Result<Captured> {
+        let time = end_of_second(bench, &self.commits).await?;
+        wait("the end of the log", || async { Ok(self.commits.waiting() == 0) }).await?;
+        self.probing.abort();
+        let expected = bench.source.fingerprint(&bench.data).await?;
+        Ok(Captured { time, expected, agent: self.agent.stop().await?, lag: self.commits.lags() })
+    }
+}
+
 /// Restores with a log that touches every document.
 struct Whole {
     spent: Rounds,
@@ -145,9 +177,7 @@ struct Whole {
 /// Touches every document once, with an agent, and restores to that: what is known of them is more than fits in memory.
 async fn touch_all(bench: &mut Bench, cluster: &ClusterRepository, snapshot: &str) -> Result<Whole> {
     say("an update of every document, with an agent");
-    let agent = bench.hindsight.start(&bench.source, &["agent"])?;
-    let commits = Arc::new(Commits::default());
-    let probing = tokio::spawn(probe(cluster.clone(), commits.clone()));
+    let capture = Capture::start(bench, cluster).await?;
     let mut records = 0;
     for collection in &bench.data.collections {
         let all = doc! {"q": {}, "u": {"$set": {"touched": DateTime::now()}}, "multi": true};
@@ -155,11 +185,7 @@ async fn touch_all(bench: &mut Bench, cluster: &ClusterRepository, snapshot: &st
         let reply = bench.source.client.database(DATABASE).run_command(command).await?;
         records += u64::try_from(reply.get_i32("nModified")?)?;
     }
-    let time = end_of_second(bench, &commits).await?;
-    wait("the end of the log", || async { Ok(commits.waiting() == 0) }).await?;
-    probing.abort();
-    agent.stop().await?;
-    let expected = bench.source.fingerprint(&bench.data).await?;
+    let Captured { time, expected, .. } = capture.end(bench).await?;
     let (mut spent, mut peak) = (Rounds::default(), 0);
     for round in 0..bench.rounds {
         say(&format!("restore with every document touched: round {} of {}", round + 1, bench.rounds));
@@ -176,8 +202,7 @@ async fn touch_all(bench: &mut Bench, cluster: &ClusterRepository, snapshot: &st
 
 /// Reads the server's log from a moment on in raw batches, and compresses them in frames.
 async fn tail(bench: &Bench, from: bson::Timestamp, level: i32) -> Result<Spent> {
-    let mut compressor = zstd::bulk::Compressor::new(level)?;
-    compressor.include_checksum(true)?;
+    let mut compressor = compressor(level)?;
     let oplog = bench.source.client.database("local").collection::<RawDocumentBuf>("oplog.rs");
     let meter = Meter::start(&[bench.source.pid()])?;
     let mut batches = oplog.find(doc! {"ts": {"$gte": from}}).batch().await?;

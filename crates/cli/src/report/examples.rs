@@ -211,7 +211,7 @@ pub(super) fn probe() -> Probe {
 
 pub(super) fn request(selection: Selection) -> RestoreRequest {
     let target = Target::Before(time("2021-02-07T02:59:59Z"));
-    RestoreRequest { target, base: None, selection, parallel: None, rate_limit: None, skip_check: false }
+    RestoreRequest { selection, ..RestoreRequest::to(target) }
 }
 
 pub(super) fn plan() -> RestorePlan {

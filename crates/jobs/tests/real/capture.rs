@@ -1,23 +1,14 @@
 //! The agent: what it stores, what it says when it cannot.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use bson::{Document, doc};
 use hindsight_engine::Selection;
 use hindsight_jobs::{overview, time_left};
 use hindsight_testkit::{ClusterState, ReplicaSet};
 
-use crate::support::{Protected, Store, logging, same, this_moment};
-
-async fn until(what: &str, mut is: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let begun = Instant::now();
-    while !is().await? {
-        ensure!(begun.elapsed() < Duration::from_secs(60), "not within 60 s: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
-}
+use crate::support::{Protected, Store, logging, same, this_moment, until};
 
 async fn pitr(here: &Protected) -> Result<()> {
     here.set("pitr.uploadIntervalSec", "1").await?;

@@ -98,14 +98,7 @@ async fn without_the_check_damage_in_the_data_is_found_too_late() -> Result<()> 
     }
     let other = Selection::new(vec!["elsewhere.*".to_owned()])?;
     here.restore_into(&here, target.clone(), other).await.context("what is not read cannot hurt")?;
-    let request = RestoreRequest {
-        target,
-        base: None,
-        selection: Selection::default(),
-        parallel: None,
-        rate_limit: None,
-        skip_check: true,
-    };
+    let request = RestoreRequest { skip_check: true, ..RestoreRequest::to(target) };
     let proposal = propose(&*here.engine, &here.repository, &here.cluster, request).await?;
     let failed = restore(&*here.engine, &proposal, &Progress::default(), &CancellationToken::new()).await.unwrap_err();
     assert!(failed.to_string().contains(&name), "{failed}");

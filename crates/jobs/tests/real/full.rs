@@ -2,7 +2,6 @@
 //! makes room, and the capture goes on by itself.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bson::{Binary, Bson, Document, doc, spec::BinarySubtype};
@@ -21,7 +20,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::harm::files;
-use crate::support::{Protected, logging, same, this_moment};
+use crate::support::{Protected, logging, same, this_moment, until};
 
 const MIB: u64 = 24;
 
@@ -88,15 +87,6 @@ async fn delete(here: &Protected, name: &str) -> Result<(), JobError> {
 async fn is_sound(here: &Protected) -> Result<()> {
     let verified = verify(&here.engine, &here.cluster, None, &Progress::default(), &CancellationToken::new()).await?;
     ensure!(verified.damage().next().is_none(), "damage: {:?}", verified.findings);
-    Ok(())
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let begun = Instant::now();
-    while !holds().await? {
-        ensure!(begun.elapsed() < Duration::from_secs(60), "{what} did not come");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
     Ok(())
 }
 

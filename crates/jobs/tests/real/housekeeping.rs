@@ -138,14 +138,7 @@ async fn nothing_is_deleted_from_under_a_restore_or_a_backup() -> Result<()> {
     assert_eq!(here.cluster.lease_names().await?, ["operation", "reading.x"]);
 
     // Planned before, deleted meanwhile: refused before anything is touched.
-    let request = hindsight_jobs::RestoreRequest {
-        target,
-        base: None,
-        selection: Selection::default(),
-        parallel: None,
-        rate_limit: None,
-        skip_check: false,
-    };
+    let request = hindsight_jobs::RestoreRequest::to(target);
     let proposal = hindsight_jobs::propose(&*there.engine, &store.repository, &here.cluster, request).await?;
     delete(&here, &wish).await?;
     assert_eq!(here.cluster.lease_names().await?, ["operation"]);

@@ -122,14 +122,7 @@ async fn every_object_harmed_in_every_way_is_named_and_never_restored_from() -> 
             if !all && (index + number) % Harm::ALL.len() != 0 {
                 continue;
             }
-            let request = RestoreRequest {
-                target: moment.clone(),
-                base: None,
-                selection: Selection::default(),
-                parallel: None,
-                rate_limit: None,
-                skip_check: false,
-            };
+            let request = RestoreRequest::to(moment.clone());
             let (progress, cancel) = (Progress::default(), CancellationToken::new());
             let done = async {
                 let proposal = propose(&*into, &repository, &cluster, request).await?;

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use bson::{Binary, doc, spec::BinarySubtype};
 use hindsight_catalog::Target;
-use hindsight_engine::{Progress, Selection};
+use hindsight_engine::Progress;
 use hindsight_jobs::{BackupRequest, RestoreRequest, backup, propose, restore};
 use hindsight_testkit::{ClusterState, ReplicaSet};
 use mongodb::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Store, logging, same};
+use crate::support::{Store, logging, same, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -44,14 +44,7 @@ async fn backup_and_restore_keep_to_a_limit() -> Result<()> {
 
     here.set("restore.rateLimitMib", "8").await?;
     let there = store.protect(&target.uri(), Some("there")).await?;
-    let request = RestoreRequest {
-        target: Target::Snapshot(taken.id),
-        base: None,
-        selection: Selection::default(),
-        parallel: None,
-        rate_limit: None,
-        skip_check: false,
-    };
+    let request = RestoreRequest::to(Target::Snapshot(taken.id));
     let begun = Instant::now();
     let proposal = propose(&*there.engine, &store.repository, &here.cluster, request).await?;
     restore(&*there.engine, &proposal, &progress, &cancel).await?;
@@ -77,7 +70,7 @@ async fn a_backup_waits_for_members_that_fall_behind() -> Result<()> {
         let (progress, cancel, here) = (progress.clone(), cancel.clone(), here.clone());
         async move { backup(&*here.engine, &here.cluster, &request, &progress, &cancel).await }
     });
-    until("the first documents", || progress.done() > 0).await?;
+    until("the first documents", async || Ok(progress.done() > 0)).await?;
     // A lock keeps a secondary from applying what it gets.
     behind.database("admin").run_command(doc! {"fsync": 1, "lock": true}).await?;
     let writing = tokio::spawn(async move {
@@ -86,25 +79,17 @@ async fn a_backup_waits_for_members_that_fall_behind() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     });
-    until("the backup to wait", || progress.warnings().iter().any(|warning| warning.contains("s behind"))).await?;
+    until("the backup to wait", async || Ok(progress.warnings().iter().any(|warning| warning.contains("s behind"))))
+        .await?;
     // What was on its way has passed by then.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let before = progress.done();
     tokio::time::sleep(Duration::from_secs(5)).await;
     ensure!(progress.done() == before, "something was read meanwhile");
     behind.database("admin").run_command(doc! {"fsyncUnlock": 1}).await?;
-    until("the backup to go on", || progress.done() > before).await?;
+    until("the backup to go on", async || Ok(progress.done() > before)).await?;
     writing.abort();
     cancel.cancel();
     ensure!(working.await?.is_err(), "it was stopped");
-    Ok(())
-}
-
-async fn until(what: &str, holds: impl Fn() -> bool) -> Result<()> {
-    let begun = Instant::now();
-    while !holds() {
-        ensure!(begun.elapsed() < Duration::from_secs(60), "{what} did not come within 60 s");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
     Ok(())
 }

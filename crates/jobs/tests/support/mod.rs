@@ -1,12 +1,11 @@
 //! What the tests of jobs share.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 pub mod harm;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use hindsight_catalog::Target;
 use hindsight_engine::{Engine, Progress, Selection};
 use hindsight_format::{RestoreRecord, SnapshotManifest};
@@ -169,11 +168,20 @@ impl Protected {
         target: Target,
         selection: Selection,
     ) -> Result<RestoreRecord> {
-        let request =
-            RestoreRequest { target, base: None, selection, parallel: None, rate_limit: None, skip_check: false };
+        let request = RestoreRequest { selection, ..RestoreRequest::to(target) };
         let proposal = propose(engine, &self.repository, &self.cluster, request).await?;
         Ok(restore(engine, &proposal, &Progress::default(), &CancellationToken::new()).await?)
     }
+}
+
+/// Waits until `holds`; an error that names `what` after a minute.
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let begun = Instant::now();
+    while !holds().await? {
+        ensure!(begun.elapsed() < Duration::from_secs(60), "not within 60 s: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Waits until there is a range in `epoch` with log in it.

@@ -78,7 +78,10 @@ pub(crate) struct Buffers {
 impl Pass {
     /// Whether all documents of the collection stay as they are in the base.
     pub(crate) fn leaves_alone(&self, uuid: &Uuid) -> bool {
-        let documents = self.collections.get(uuid);
+        self.is_untouched(self.collections.get(uuid))
+    }
+
+    fn is_untouched(&self, documents: Option<&Documents>) -> bool {
         self.table.is_none() && documents.is_none_or(|d| d.effects.is_empty() && d.emptied == 0)
     }
 
@@ -90,7 +93,8 @@ impl Pass {
         buffers: &mut Buffers,
         out: &mut Vec<u8>,
     ) -> Result<Fate, EngineError> {
-        if self.leaves_alone(uuid) {
+        let documents = self.collections.get(uuid);
+        if self.is_untouched(documents) {
             out.extend_from_slice(doc);
             return Ok(Fate::Kept);
         }
@@ -100,7 +104,6 @@ impl Pass {
         if self.table.as_ref().is_some_and(|table| !table.covers(partition(uuid, capped, key))) {
             return Ok(Fate::Elsewhere);
         }
-        let documents = self.collections.get(uuid);
         if documents.is_some_and(|documents| documents.emptied > 0) {
             return Ok(Fate::Dropped);
         }

@@ -286,10 +286,9 @@ impl Table {
 
     /// The document that the log made of what is known from this slot on.
     pub(super) fn document(&self, slot: usize, buffer: &mut Vec<u8>) -> Result<Box<[u8]>, EngineError> {
-        let lost = || EngineError::new(FailureKind::Local, "what was spilled of the log cannot be read again");
-        let (_, at) = self.slots.get(slot).ok_or_else(lost)?;
+        let (hash, at) = self.slots.get(slot).ok_or_else(lost)?;
         let record = self.read(*at, buffer)?;
-        let alone = self.slots.get(slot + 1).is_none_or(|(hash, _)| self.slots.get(slot).is_none_or(|s| s.0 != *hash));
+        let alone = self.slots.get(slot + 1).is_none_or(|(next, _)| next != hash);
         let effect = match alone {
             true => Some(record.effect()),
             false => self.find(&record.uuid, record.key, &mut Vec::new())?.map(|(_, effect)| effect),
@@ -301,7 +300,6 @@ impl Table {
     }
 
     fn read<'b>(&self, at: At, buffer: &'b mut Vec<u8>) -> Result<Record<'b>, EngineError> {
-        let lost = || EngineError::new(FailureKind::Local, "what was spilled of the log cannot be read again");
         let (file, _) = self.spilled.files.get(at.partition()).ok_or_else(lost)?;
         buffer.resize(buffer.len().max(FIRST), 0);
         let mut there = 0;
@@ -321,6 +319,10 @@ impl Table {
         let (key, value) = parts.ok_or_else(lost)?;
         Ok(Record { uuid: head.uuid, kind: head.kind, sequence: head.sequence, key, value })
     }
+}
+
+fn lost() -> EngineError {
+    EngineError::new(FailureKind::Local, "what was spilled of the log cannot be read again")
 }
 
 /// A record as it is stored.

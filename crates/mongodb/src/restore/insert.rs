@@ -5,7 +5,7 @@ use hindsight_engine::{EngineError, Result};
 use mongodb::Client;
 
 use crate::failure::{driver, refused};
-use crate::oplog::diff::raw::{Elements, IndexName, close, kind, open, push_element, push_name};
+use crate::oplog::diff::raw::{Elements, IndexName, close, kind, open, push_element, push_name, read_len};
 use crate::oplog::entry::{malformed, next_document};
 
 /// Bytes in one command, about: those of a frame, with room for the names of the elements. A larger document goes alone.
@@ -25,8 +25,7 @@ pub(super) async fn insert(client: &Client, db: &str, coll: &str, mut run: &[u8]
                 break;
             }
             batch.push(document);
-            let next = run.first_chunk().map_or(0, |length| u32::from_le_bytes(*length) as usize);
-            if batch.command.len() + next > BATCH || batch.count >= MAX_DOCUMENTS {
+            if batch.command.len() + read_len(run).unwrap_or(0) > BATCH || batch.count >= MAX_DOCUMENTS {
                 break;
             }
         }

@@ -17,13 +17,17 @@ pub(super) async fn watch(cluster: &Cluster, job: &Job) -> std::convert::Infalli
     let mut tolerated = MAX_LAG;
     // Lag at two looks in a row: after a rest of the whole cluster the first write makes all but the primary look late.
     let mut before = 0;
+    // Each is said once.
+    let (mut waited, mut in_vain) = (false, false);
     loop {
         tokio::time::sleep(POLL).await;
         let Ok((host, lag)) = cluster.lag().await else { continue };
         if lag.min(std::mem::replace(&mut before, lag)) <= tolerated {
             continue;
         }
-        job.progress.warn(format!("reading waited, as {host} was {lag} s behind"));
+        if !std::mem::replace(&mut waited, true) {
+            job.progress.warn(format!("reading waited, as {host} was {lag} s behind"));
+        }
         job.throttle.hold(true);
         let held = Instant::now();
         while before > tolerated / 2 && held.elapsed() < PATIENCE {
@@ -33,7 +37,9 @@ pub(super) async fn watch(cluster: &Cluster, job: &Job) -> std::convert::Infalli
         job.throttle.hold(false);
         if before >= lag {
             tolerated = before + MAX_LAG;
-            job.progress.warn(format!("{host} fell behind while nothing was read too; reading goes on"));
+            if !std::mem::replace(&mut in_vain, true) {
+                job.progress.warn(format!("{host} fell behind while nothing was read too; reading goes on"));
+            }
         }
     }
 }

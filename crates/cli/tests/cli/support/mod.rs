@@ -1,5 +1,4 @@
 //! Running the built program as a user would.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};

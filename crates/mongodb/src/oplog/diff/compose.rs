@@ -5,8 +5,11 @@
 //! those that `u` does not find before those of `i`. Whether `u` will find a field is only known where the older delta
 //! wrote it; where it matters and is not known, the two are not merged.
 
+use bson::RawDocument;
+
 use super::raw::{Element, Elements, IndexName, MAX_DEPTH, close, kind, open, push_element, push_name};
 use super::v2::{self, ArrayDiff, Change, FieldChange};
+use super::{Update, classify};
 
 /// The number of comparisons of names above which keeping both updates is cheaper than merging them.
 const MAX_COMPARISONS: usize = 4096;
@@ -177,8 +180,7 @@ impl Composer {
             if before.is_some() {
                 old = older.next().ok()?;
             }
-            let is_new = after.is_some();
-            if is_new {
+            if after.is_some() {
                 new = newer.next().ok()?;
             }
             // Beyond where the older one cut, only what the newer one puts there is known.
@@ -248,11 +250,10 @@ fn same(older: &[u8], newer: &[u8], each: impl Fn(Element<'_>, Element<'_>) -> b
 
 /// The `diff` of an entry that is a `$v: 2` delta.
 fn delta(o: &[u8]) -> Option<&[u8]> {
-    let mut fields = Elements::new(o).ok()?;
-    let version = fields.next().ok()??;
-    let diff = fields.next().ok()??;
-    let is_delta = version.name == b"$v" && version.as_i64() == Some(2) && diff.name == b"diff";
-    (is_delta && diff.kind == kind::DOCUMENT && fields.next().ok()?.is_none()).then_some(diff.value)
+    match classify(RawDocument::from_bytes(o).ok()?) {
+        Ok(Update::DiffV2(diff)) => Some(diff.as_bytes()),
+        _ => None,
+    }
 }
 
 /// The changes of a document's delta; none when they do not hold together.
