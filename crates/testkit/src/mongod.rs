@@ -240,7 +240,9 @@ impl Mongod {
             "--logappend".into(),
         ];
         let mut more = |text: &str| args.extend(text.split(' ').map(String::from));
-        more("--bind_ip 127.0.0.1 --nounixsocket --wiredTigerCacheSizeGB 0.25");
+        // Once uncommitted changes fill a tenth of the cache (`eviction_updates_trigger`), every operation has to wait for an
+        // end of the transactions that made them, which in a test can be those that wait.
+        more("--bind_ip 127.0.0.1 --nounixsocket --wiredTigerCacheSizeGB 1");
         more("--setParameter diagnosticDataCollectionEnabled=false");
         if self.program.1 >= (5, 0, 0) {
             // Otherwise SIGTERM waits 15 s for clients to leave. Version 4.4 has neither the wait nor the parameter.

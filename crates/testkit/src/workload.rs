@@ -46,10 +46,6 @@ pub use self::stats::{Counts, Stats};
 /// How long a pause waits for the servers to be quiet.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The cache that the primary gets. Once uncommitted changes fill a tenth of it (`eviction_updates_trigger`), every
-/// operation has to wait for an end of the transactions that made them, which here can be those that wait.
-const CACHE: &str = "cache_size=1G";
-
 /// What a [`Workload`] does.
 #[derive(Clone, Debug)]
 pub struct WorkloadOptions {
@@ -121,14 +117,12 @@ struct Shared {
 }
 
 impl Workload {
-    /// Starts the workers. This raises the primary's cache to 1 GiB, without which large transactions stall it.
+    /// Starts the workers.
     ///
     /// # Errors
     /// Those of the driver.
     pub async fn start(client: Client, seed: u64, options: WorkloadOptions) -> Result<Self> {
-        let admin = client.database("admin");
-        admin.run_command(doc! {"setParameter": 1, "wiredTigerEngineRuntimeConfig": CACHE}).await?;
-        let info = admin.run_command(doc! {"buildInfo": 1}).await?;
+        let info = client.database("admin").run_command(doc! {"buildInfo": 1}).await?;
         let mut version = info.get_str("version")?.split('.').map(str::parse);
         let mut next = || version.next().context("the version has too few parts")?.map_err(anyhow::Error::from);
         let shared = Arc::new(Shared {
