@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use jiff::tz::Offset;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -104,18 +105,23 @@ impl Point {
     /// The text used in key names: `20210203T080836Z-<position>`, fixed width in its time, so that
     /// names list in order of time.
     pub fn key_text(&self) -> String {
-        format!("{}-{}", self.time.strftime("%Y%m%dT%H%M%SZ"), self.position)
+        // By hand, as listings have many of them.
+        let time = Offset::UTC.to_datetime(self.time);
+        let (year, month, day, hour, minute, second) =
+            (time.year(), time.month(), time.day(), time.hour(), time.minute(), time.second());
+        format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z-{}", self.position)
     }
 
     /// Reads what [`Point::key_text`] wrote.
     pub fn from_key_text(text: &str) -> Result<Self, PositionError> {
         let bad = || PositionError::new(text, "point in a key name");
         let (time, position) = text.split_once('-').ok_or_else(bad)?;
-        let time = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", time)
-            .and_then(|civil| civil.to_zoned(jiff::tz::TimeZone::UTC))
-            .map_err(|_| bad())?
-            .timestamp();
-        Ok(Self { time, position: position.parse()? })
+        if time.len() != "20210203T080836Z".len() {
+            return Err(bad());
+        }
+        let point = Self { time: time.parse().map_err(|_| bad())?, position: position.parse()? };
+        // One spelling a point.
+        if point.key_text() == text { Ok(point) } else { Err(bad()) }
     }
 }
 

@@ -40,7 +40,7 @@ impl FromStr for SliceName {
             fence: fence.parse().map_err(|_| bad())?,
         };
         // One spelling a slice, so that a name found is the name that would be written.
-        if slice.to_string() == text && slice.start.position.order() <= slice.end.position.order() {
+        if fence == format!("{:010}", slice.fence) && slice.start.position.order() <= slice.end.position.order() {
             Ok(slice)
         } else {
             Err(bad())

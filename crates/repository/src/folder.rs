@@ -4,7 +4,7 @@
 //! symbolic link in place of a folder or file. The repository's folder may itself be a link.
 
 use std::ffi::OsStr;
-use std::fs::FileType;
+use std::fs::{DirEntry, FileType};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -35,25 +35,31 @@ impl Folder {
         Ok(())
     }
 
+    /// Files below a folder, in any order.
+    pub(crate) fn files(&self, key: &str) -> Result<Vec<Entry>> {
+        self.collect(key, false)
+    }
+
     /// Files that were written to under another name, until they would have been whole.
     pub(crate) fn staged(&self, key: &str) -> Result<Vec<Entry>> {
-        self.check_below(key, true)?;
+        self.collect(key, true)
+    }
+
+    fn collect(&self, key: &str, staged: bool) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
-        let mut folders = vec![self.0.join(key)];
-        while let Some(folder) = folders.pop() {
-            // What is not there, or cannot be read, is told by the listings of keys.
-            for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-                let (path, Ok(meta)) = (entry.path(), entry.metadata()) else { continue };
-                if meta.is_dir() {
-                    folders.push(path);
-                } else if meta.is_file()
-                    && is_staged(&path)
-                    && let Ok(Some(key)) = path.strip_prefix(&self.0).map(Path::to_str)
-                {
-                    found.push(Entry { key: key.to_owned(), size: meta.len() });
-                }
+        self.walk(key, true, |path, entry| {
+            let Ok(Some(name)) = path.strip_prefix(&self.0).map(Path::to_str) else { return Ok(()) };
+            if is_staged(path) != staged {
+                return Ok(());
             }
-        }
+            match entry.metadata() {
+                Ok(meta) => found.push(Entry { key: name.to_owned(), size: meta.len() }),
+                // It was deleted meanwhile.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(Error::local("list", name, error)),
+            }
+            Ok(())
+        })?;
         Ok(found)
     }
 
@@ -70,19 +76,28 @@ impl Folder {
     }
 
     /// Refuses a folder in which something leads elsewhere, or has a name that no key has.
-    pub(crate) fn check_below(&self, key: &str, deep: bool) -> Result<()> {
+    pub(crate) fn check_folder(&self, key: &str) -> Result<()> {
+        self.walk(key, false, |_, _| Ok(()))
+    }
+
+    /// Shows each file in a folder, or also those in the folders in it. What leads elsewhere, or has a name that no key has, is
+    /// an error.
+    fn walk(&self, key: &str, deep: bool, mut show: impl FnMut(&Path, &DirEntry) -> Result<()>) -> Result<()> {
+        let failed = |error| Error::local("list", key, error);
         let mut folders = vec![(self.0.join(key), 0)];
         while let Some((folder, depth)) = folders.pop() {
             let entries = match std::fs::read_dir(&folder) {
                 Ok(entries) => entries,
                 Err(error) if is_gone(&error) => continue,
-                // The listing itself says so, with what to do.
-                Err(_) => return Ok(()),
+                Err(error) => return Err(failed(error)),
             };
-            for entry in entries.flatten() {
-                let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
+            for entry in entries {
+                let entry = entry.map_err(failed)?;
+                let (path, kind) = (entry.path(), entry.file_type().map_err(failed)?);
                 check(key, &path, kind)?;
-                if kind.is_dir() && deep {
+                if !kind.is_dir() {
+                    show(&path, &entry)?;
+                } else if deep {
                     if depth >= DEPTH {
                         return Err(refuse(key, &path, "lies deeper than anything that is stored"));
                     }

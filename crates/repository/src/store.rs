@@ -72,17 +72,6 @@ impl Store {
         Ok(path)
     }
 
-    /// The folder of a listing: of one level, or of all below.
-    async fn prefix(&self, key: &str, deep: bool) -> Result<Path> {
-        let path = self.path(key)?;
-        if let Some(folder) = self.folder.clone() {
-            let named = key.to_owned();
-            let looking = tokio::task::spawn_blocking(move || folder.check_below(&named, deep)).await;
-            looking.map_err(|_| Error::cut_off("list", key))??;
-        }
-        Ok(path)
-    }
-
     /// A whole record; none when there is no such object.
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         let found = match self.inner.get(&self.path(key)?).await {
@@ -205,23 +194,39 @@ impl Store {
 
     /// All objects under a folder, by key.
     pub(crate) async fn list(&self, folder: &str) -> Result<Vec<Entry>> {
-        let prefix = self.prefix(folder, true).await?;
-        self.collect(folder, self.inner.list(Some(&prefix))).await
+        match self.look_in(folder, Folder::files).await? {
+            Some(files) => Ok(sorted(files)),
+            None => self.collect(folder, self.inner.list(Some(&self.path(folder)?))).await,
+        }
     }
 
     /// Objects under a folder whose key is greater than `after`, by key.
     pub(crate) async fn list_after(&self, folder: &str, after: &str) -> Result<Vec<Entry>> {
-        let (prefix, offset) = (self.prefix(folder, true).await?, self.path(after)?);
+        if let Some(mut files) = self.look_in(folder, Folder::files).await? {
+            files.retain(|entry| entry.key.as_str() > after);
+            return Ok(sorted(files));
+        }
+        let (prefix, offset) = (self.path(folder)?, self.path(after)?);
         self.collect(folder, self.inner.list_with_offset(Some(&prefix), &offset)).await
+    }
+
+    /// What looks into a folder of the repository, where that is one.
+    async fn look_in<T: Send + 'static>(
+        &self,
+        key: &str,
+        look: impl FnOnce(&Folder, &str) -> Result<T> + Send + 'static,
+    ) -> Result<Option<T>> {
+        let Some(root) = self.folder.clone() else { return Ok(None) };
+        self.path(key)?;
+        let named = key.to_owned();
+        let looking = tokio::task::spawn_blocking(move || look(&root, &named)).await;
+        looking.map_err(|_| Error::cut_off("list", key))?.map(Some)
     }
 
     /// Files of writes that came to nothing under a folder, by what they would be keys of: a process that dies while it
     /// writes leaves them, and no listing shows them. Only where the store is a folder.
     pub(crate) async fn staged(&self, folder: &str) -> Result<Vec<Entry>> {
-        let Some(root) = self.folder.clone() else { return Ok(Vec::new()) };
-        let named = folder.to_owned();
-        let looking = tokio::task::spawn_blocking(move || root.staged(&named)).await;
-        looking.map_err(|_| Error::cut_off("list", folder))?
+        Ok(self.look_in(folder, Folder::staged).await?.unwrap_or_default())
     }
 
     /// Deletes what [`Store::staged`] found.
@@ -236,18 +241,14 @@ impl Store {
         folder: &str,
         listing: futures::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>>,
     ) -> Result<Vec<Entry>> {
-        let mut entries: Vec<Entry> = listing
-            .map_ok(|meta| Entry { key: meta.location.to_string(), size: meta.size })
-            .try_collect()
-            .await
-            .map_err(|error| Error::store("list", folder, &error))?;
-        entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        Ok(entries)
+        let entries = listing.map_ok(|meta| Entry { key: meta.location.to_string(), size: meta.size }).try_collect();
+        Ok(sorted(entries.await.map_err(|error| Error::store("list", folder, &error))?))
     }
 
     /// Names of the folders directly in a folder, sorted.
     pub(crate) async fn folders(&self, folder: &str) -> Result<Vec<String>> {
-        let found = self.inner.list_with_delimiter(Some(&self.prefix(folder, false).await?)).await;
+        self.look_in(folder, Folder::check_folder).await?;
+        let found = self.inner.list_with_delimiter(Some(&self.path(folder)?)).await;
         let found = found.map_err(|error| Error::store("list", folder, &error))?;
         let mut names: Vec<_> =
             found.common_prefixes.iter().filter_map(|prefix| Some(prefix.filename()?.to_owned())).collect();
@@ -258,4 +259,9 @@ impl Store {
 
 fn missing_as_none(error: Error) -> Result<Option<Bytes>> {
     if error.is_missing() { Ok(None) } else { Err(error) }
+}
+
+fn sorted(mut entries: Vec<Entry>) -> Vec<Entry> {
+    entries.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    entries
 }
