@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use hindsight_repository::{ClusterRepository, Repository, RepositorySpec};
+use hindsight_testkit::S3Server;
 use tempfile::TempDir;
 
 use crate::child::{self, Ended, Running};
@@ -18,18 +19,25 @@ const CLUSTER: &str = "bench";
 pub struct Hindsight {
     program: PathBuf,
     folder: TempDir,
+    /// Instead of the folder: a URL, and what the environment says of it.
+    store: Option<(String, Vec<(&'static str, String)>)>,
 }
 
 impl Hindsight {
     /// The binary with a new repository.
     pub fn new(program: &Path) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("hindsight-bench-").tempdir()?;
-        Ok(Self { program: program.to_owned(), folder })
+        Ok(Self { program: program.to_owned(), folder, store: None })
     }
 
     /// The same binary with another new repository.
     pub fn another(&self) -> Result<Self> {
         Self::new(&self.program)
+    }
+
+    /// The same binary with a repository in a bucket of an S3 server.
+    pub fn on_s3(&self, server: &S3Server, bucket: &str) -> Result<Self> {
+        Ok(Self { store: Some((format!("s3://{bucket}"), server.env().to_vec())), ..self.another()? })
     }
 
     /// Builds the release binary of this workspace.
@@ -48,7 +56,11 @@ impl Hindsight {
     /// Starts the program on a server. `servers` are those whose processor time is counted.
     pub fn start(&self, on: &Server, arguments: &[&str]) -> Result<Running> {
         let mut command = Command::new(&self.program);
-        command.args(["--uri", &on.uri(), "--cluster", CLUSTER, "--repository"]).arg(self.path());
+        command.args(["--uri", &on.uri(), "--cluster", CLUSTER, "--repository"]);
+        match &self.store {
+            Some((url, environment)) => command.arg(url).envs(environment.iter().cloned()),
+            None => command.arg(self.path()),
+        };
         command.args(arguments);
         child::start(command, &[on.pid()])
     }

@@ -16,10 +16,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use data::Dataset;
 use hindsight::Hindsight;
-use measure::{Bench, backup, log, mib, restore, say, small};
+use measure::{Bench, backup, log, mib, peers, restore, s3, say, small};
 use server::Server;
 use table::Table;
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +33,9 @@ struct Options {
     /// The long form: 2 GiB of documents.
     #[arg(long, conflicts_with = "size")]
     full: bool,
+    /// Only these parts.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
     /// Rounds of what is compared; the best of each counts.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -48,6 +51,17 @@ struct Options {
     /// Where the results go.
     #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
     out: PathBuf,
+}
+
+/// What can be measured alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Backup,
+    Restore,
+    Log,
+    Small,
+    S3,
+    Peers,
 }
 
 #[tokio::main]
@@ -99,11 +113,31 @@ async fn run(options: Options) -> Result<()> {
         table: Table::default(),
     };
 
-    let free = log::write_freely(&bench).await?;
-    backup::measure(&mut bench).await?;
-    restore::measure(&mut bench).await?;
-    log::measure(&mut bench, free).await?;
-    small::measure(&mut bench, &Hindsight::new(&program)?).await?;
+    let wanted = |part| options.only.is_empty() || options.only.contains(&part);
+    let free = match wanted(Part::Log) {
+        true => Some(log::write_freely(&bench).await?),
+        false => None,
+    };
+    if wanted(Part::Backup) {
+        backup::measure(&mut bench).await?;
+    } else {
+        bench.hindsight.run(&bench.source, &["backup"]).await?;
+    }
+    if wanted(Part::Restore) {
+        restore::measure(&mut bench).await?;
+    }
+    if wanted(Part::S3) {
+        s3::measure(&mut bench).await?;
+    }
+    if wanted(Part::Peers) {
+        peers::measure(&mut bench).await?;
+    }
+    if let Some(free) = free {
+        log::measure(&mut bench, free).await?;
+    }
+    if wanted(Part::Small) {
+        small::measure(&mut bench, &Hindsight::new(&program)?).await?;
+    }
 
     about.insert("run", format!("{:.0} s", began.elapsed().as_secs_f64()));
     for (what, how) in &about {

@@ -1,6 +1,7 @@
 //! Following a log.
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use hindsight_format::{LogSummary, ObjectKind, Point};
 use hindsight_repository::{ClusterRepository, FRAME_TARGET, WrittenObject, encode_frame};
 
@@ -28,9 +29,11 @@ pub trait LogReader: Send {
 /// Log records on their way to a slice.
 #[derive(Debug)]
 pub struct LogBuffer {
-    raw: Vec<u8>,
-    /// Where frames end: between records, so that each can be read alone.
-    frame_ends: Vec<usize>,
+    /// Full frames. They end between records, so that each can be read alone.
+    full: Vec<Bytes>,
+    /// The frame that is being filled.
+    frame: Vec<u8>,
+    bytes: usize,
     /// What the records are, and the points between which they lie.
     pub summary: LogSummary,
     /// Whether there is anything else than signs of life.
@@ -40,21 +43,23 @@ pub struct LogBuffer {
 impl LogBuffer {
     /// An empty buffer for what follows `start`.
     pub fn starting_at(start: Point) -> Self {
-        Self { raw: Vec::new(), frame_ends: Vec::new(), summary: LogSummary::starting_at(start), substantial: false }
+        let summary = LogSummary::starting_at(start);
+        Self { full: Vec::new(), frame: Vec::new(), bytes: 0, summary, substantial: false }
     }
 
     /// Appends a record, as it will be stored.
     pub fn push(&mut self, record: &[u8]) {
-        let begun = self.frame_ends.last().copied().unwrap_or(0);
-        if self.raw.len() - begun + record.len() > FRAME_TARGET && self.raw.len() > begun {
-            self.frame_ends.push(self.raw.len());
+        if self.frame.len() + record.len() > FRAME_TARGET && !self.frame.is_empty() {
+            let full = std::mem::replace(&mut self.frame, Vec::with_capacity(FRAME_TARGET));
+            self.full.push(full.into());
         }
-        self.raw.extend_from_slice(record);
+        self.frame.extend_from_slice(record);
+        self.bytes += record.len();
     }
 
     /// Bytes of records.
     pub fn len(&self) -> usize {
-        self.raw.len()
+        self.bytes
     }
 
     /// Whether nothing was read yet.
@@ -65,8 +70,9 @@ impl LogBuffer {
     /// A copy of what was read, which also stays.
     pub fn copy(&self) -> Self {
         Self {
-            raw: self.raw.clone(),
-            frame_ends: self.frame_ends.clone(),
+            full: self.full.clone(),
+            frame: self.frame.clone(),
+            bytes: self.bytes,
             summary: self.summary.clone(),
             substantial: self.substantial,
         }
@@ -82,13 +88,8 @@ impl LogBuffer {
     /// be stored again.
     pub async fn store(&self, cluster: &ClusterRepository, key: String, level: i32) -> Result<WrittenObject> {
         let mut writer = cluster.object_writer(key, ObjectKind::Slice).await;
-        let mut start = 0;
-        for end in self.frame_ends.iter().copied().chain([self.raw.len()]) {
-            let raw = self.raw.get(start..end).unwrap_or_default().to_vec();
-            start = end;
-            if raw.is_empty() {
-                continue;
-            }
+        let last = Some(&self.frame).filter(|frame| !frame.is_empty()).map(|frame| Bytes::copy_from_slice(frame));
+        for raw in self.full.iter().cloned().chain(last) {
             let encoded = tokio::task::spawn_blocking(move || encode_frame(&raw, level, 0)).await;
             writer.write(encoded.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??).await?;
         }

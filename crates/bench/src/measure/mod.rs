@@ -5,7 +5,9 @@
 
 pub mod backup;
 pub mod log;
+pub mod peers;
 pub mod restore;
+pub mod s3;
 pub mod small;
 
 use crate::data::Dataset;
