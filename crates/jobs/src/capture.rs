@@ -19,6 +19,12 @@ use crate::standstill::Standing;
 /// Bytes of log after which a slice is stored whatever its age.
 const SLICE: usize = 16 << 20;
 
+/// How long the log is left alone after an answer, so that what comes meanwhile comes in one answer too: under load,
+/// asking for each write by itself costs the server and the agent more than the writes do.
+const REST: Duration = Duration::from_millis(200);
+/// Unless the answer was as large as this: then there is more.
+const LARGE: usize = 4 << 20;
+
 /// Where slices go.
 #[derive(Clone)]
 pub(crate) struct Place {
@@ -53,6 +59,8 @@ pub(crate) struct Capture {
     waiting_since: Option<Instant>,
     /// When the buffer was stored last while nothing but signs of life came.
     idle_since: Instant,
+    /// The log is not asked before.
+    rest_until: Instant,
     /// Holds the beginning of the buffer, and is replaced when more of it is stored.
     idle_tail: Option<StoredSlice>,
     storing: Option<Storing>,
@@ -83,6 +91,7 @@ impl Capture {
             buffer: LogBuffer::starting_at(start.clone()),
             waiting_since: None,
             idle_since: Instant::now() - tuning.idle_interval,
+            rest_until: Instant::now(),
             idle_tail: None,
             storing: None,
             stored: Vec::new(),
@@ -97,9 +106,14 @@ impl Capture {
         // What is full waits for the slice before it to be stored: memory stays bounded, and the
         // server keeps what is not read yet.
         if self.buffer.len() < SLICE {
+            tokio::time::sleep_until(self.rest_until).await;
             let before = self.buffer.len();
             self.reader.read(&mut self.buffer).await?;
-            self.read += (self.buffer.len() - before) as u64;
+            let read = self.buffer.len() - before;
+            self.read += read as u64;
+            if (1..LARGE).contains(&read) {
+                self.rest_until = Instant::now() + REST;
+            }
         }
         if self.buffer.substantial && self.waiting_since.is_none() {
             self.waiting_since = Some(Instant::now());

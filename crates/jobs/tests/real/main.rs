@@ -5,6 +5,7 @@
 mod support;
 
 mod bucket;
+mod capped;
 mod capture;
 mod damage;
 mod drill;

@@ -15,7 +15,7 @@ use futures::TryStreamExt;
 use hindsight_catalog::Target;
 use hindsight_engine::Selection;
 use hindsight_testkit::workload::{Workload, WorkloadOptions};
-use hindsight_testkit::{ClusterState, ReplicaSet};
+use hindsight_testkit::{ClusterState, ReplicaSet, last_optime};
 use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -125,11 +125,21 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
         // A primary's `dbHash` waits for open transactions; a secondary has none of their locks.
         let open = members > 1 && random.random_bool(0.6);
         let paused = if open { workload.pause().await? } else { workload.pause_settled().await? };
-        let (secs, inc, term) = paused.optime;
-        let state = match open {
-            true => ClusterState::read(&secondary(&source, (secs, inc, term)).await?).await?,
-            false => ClusterState::read(&client).await?,
+        let mut optime = paused.optime;
+        let state = loop {
+            let state = match open {
+                true => ClusterState::read(&secondary(&source, optime).await?).await?,
+                false => ClusterState::read(&client).await?,
+            };
+            // A server may still be at work on a write that its client has given up on.
+            let after = last_optime(&client).await?;
+            if after == optime {
+                break state;
+            }
+            println!("moment {number}: something was written after {optime:?}, up to {after:?}");
+            optime = after;
         };
+        let (secs, inc, _) = optime;
         let by_time = random.random_bool(0.5);
         let target = if by_time {
             // Nothing else happens in this second: "before the next one" is this moment.

@@ -70,20 +70,21 @@ pub(crate) async fn run(
     schema::clear(&cluster.client, selection).await?;
     job.progress.step("creating views and collections", None);
     schema::create_views(&cluster.client, selection, &definitions).await?;
-    schema::create(&cluster.client, &wanted).await?;
+    let roomy = schema::can_be_resized(&cluster.version, cluster.compatibility_version.as_deref());
+    schema::create(&cluster.client, &wanted, roomy).await?;
 
     let copied = data::copy(cluster, job, &catalog, &wanted, &readers, &mut folded, options).await?;
 
     job.progress.step("building indexes", None);
     let indexes = schema::build_indexes(&cluster.client, job, &wanted).await?;
-    schema::finish(&cluster.client, &wanted).await?;
+    schema::finish(&cluster.client, &wanted, roomy).await?;
     if selection.is_all() {
         job.progress.step("restoring users and roles", None);
         users::restore(&cluster.client, job, &definitions).await?;
     }
 
     job.progress.step("checking", None);
-    check_counts(cluster, &wanted, &copied.inserted).await?;
+    check_counts(cluster, job, &wanted, &copied.inserted, roomy).await?;
     wait_committed(&cluster.client, progress(&cluster.client).await?.applied).await?;
     Ok(RestoreTotals {
         collections: wanted.len() as u64,
@@ -159,13 +160,18 @@ pub(crate) async fn forward(job: &Job, reader: &ObjectReader, frames: &mpsc::Sen
 }
 
 /// What was inserted must be there. The roles of a restore allow no look at stored functions and orphaned
-/// buckets, nor at what servers hide behind those; capped collections may have let go of their oldest.
-async fn check_counts(cluster: &Cluster, wanted: &schema::Wanted, inserted: &HashMap<Uuid, u64>) -> Result<()> {
+/// buckets, nor at what servers hide behind those. Capped collections that could not be made `roomy` may have let go of their
+/// oldest documents.
+async fn check_counts(
+    cluster: &Cluster,
+    job: &Job,
+    wanted: &schema::Wanted,
+    inserted: &HashMap<Uuid, u64>,
+    roomy: bool,
+) -> Result<()> {
     let orphans: HashSet<String> = wanted.iter().filter(|c| c.is_orphaned()).map(|c| c.namespace()).collect();
     let hidden = |c: &schema::Target| orphans.contains(&format!("{}.{}", c.db, crate::namespace::buckets_of(&c.name)));
-    for collection in wanted
-        .iter()
-        .filter(|c| !c.is_capped() && !c.is_orphaned() && !hidden(c) && c.name != crate::namespace::FUNCTIONS)
+    for collection in wanted.iter().filter(|c| !c.is_orphaned() && !hidden(c) && c.name != crate::namespace::FUNCTIONS)
     {
         let expected = inserted.get(&collection.uuid).copied().unwrap_or(0);
         let database = cluster.client.database(&collection.db);
@@ -175,16 +181,25 @@ async fn check_counts(cluster: &Cluster, wanted: &schema::Wanted, inserted: &Has
         let reply = database.run_command(command).await.map_err(|e| driver(&doing, e))?;
         let counts = reply.get_document("timeseries").ok().and_then(|buckets| number(buckets, "bucketCount"));
         let found = counts.or_else(|| number(&reply, "count")).unwrap_or(-1);
-        if u64::try_from(found) != Ok(expected) {
-            return Err(EngineError::new(
-                FailureKind::Server,
-                format!(
-                    "{}.{} has {found} documents after the restore, {expected} were inserted",
-                    collection.db, collection.name
-                ),
-            )
-            .hint("was something else writing to it? stop it, and restore again"));
+        if u64::try_from(found) == Ok(expected) {
+            continue;
         }
+        if collection.is_capped() && !roomy {
+            job.progress.warn(format!(
+                "{} is capped, and held more than its size allows: of {expected} documents the oldest are left out, {found} \
+                 are there (MongoDB 6.0 and later can take them all)",
+                collection.namespace()
+            ));
+            continue;
+        }
+        return Err(EngineError::new(
+            FailureKind::Server,
+            format!(
+                "{}.{} has {found} documents after the restore, {expected} were inserted",
+                collection.db, collection.name
+            ),
+        )
+        .hint("was something else writing to it? stop it, and restore again"));
     }
     Ok(())
 }

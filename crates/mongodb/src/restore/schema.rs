@@ -18,6 +18,9 @@ use crate::snapshot::catalog::{is_selected, list_collections};
 /// Commands that run at the same time.
 const PARALLEL: usize = 4;
 
+/// The largest size that a capped collection may have (MongoDB manual, "Change the Size of a Capped Collection").
+const LARGEST: i64 = 1 << 50;
+
 /// A collection that will exist.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
@@ -141,6 +144,13 @@ pub(super) fn check_kinds(wanted: &Wanted, version: &str) -> Result<()> {
     ))
 }
 
+/// Whether capped collections of this server can be given another size. They may hold more than that: documents grow (since
+/// 5.0), and a new size counts from the next insert on. So they get their size when they have their documents.
+pub(super) fn can_be_resized(version: &str, compatibility_version: Option<&str>) -> bool {
+    let since = |version| release(version) >= Some((6, 0));
+    since(version) && compatibility_version.is_none_or(since)
+}
+
 /// Something of the target that is there now.
 #[derive(Clone, Debug)]
 pub(super) struct Existing {
@@ -245,15 +255,20 @@ fn create_command(target: &Target) -> Document {
     command
 }
 
-/// Creates the collections, empty and without indexes.
-pub(super) async fn create(client: &Client, wanted: &Wanted) -> Result<()> {
+/// Creates the collections, empty and without indexes. `roomy`: capped ones larger than anything, until [`finish`].
+pub(super) async fn create(client: &Client, wanted: &Wanted, roomy: bool) -> Result<()> {
     let create = |target: Target| {
         let client = client.clone();
         async move {
-            if target.is_clustered_and_capped() {
-                return create_clustered_and_capped(&client, &target).await;
+            let mut command = create_command(&target);
+            if roomy && target.is_capped() {
+                command.insert("size", LARGEST);
+                command.remove("max");
             }
-            match client.database(&target.db).run_command(create_command(&target)).await {
+            if target.is_clustered_and_capped() {
+                return create_clustered_and_capped(&client, &target, command).await;
+            }
+            match client.database(&target.db).run_command(command).await {
                 // It was emptied instead of dropped.
                 Err(error) if code_of(&error) == Some(code::NAMESPACE_EXISTS) && target.name == FUNCTIONS => Ok(()),
                 created => created.map(drop).map_err(|e| driver(&format!("creating {}", target.namespace()), e)),
@@ -264,10 +279,9 @@ pub(super) async fn create(client: &Client, wanted: &Wanted) -> Result<()> {
 }
 
 /// `create` refuses what `convertToCapped` makes of a clustered collection, so it is made the same way.
-async fn create_clustered_and_capped(client: &Client, target: &Target) -> Result<()> {
+async fn create_clustered_and_capped(client: &Client, target: &Target, mut command: Document) -> Result<()> {
     let doing = format!("creating {}", target.namespace());
     let database = client.database(&target.db);
-    let mut command = create_command(target);
     let size = command.get("size").cloned();
     ["capped", "size", "max"].iter().for_each(|option| drop(command.remove(option)));
     database.run_command(command).await.map_err(|e| driver(&doing, e))?;
@@ -298,8 +312,16 @@ pub(super) async fn build_indexes(client: &Client, job: &Job, wanted: &Wanted) -
         .await
 }
 
-/// Switches on what acts on documents: expiry of time-series and clustered collections.
-pub(super) async fn finish(client: &Client, wanted: &Wanted) -> Result<()> {
+/// Switches on what acts on documents: sizes of capped collections, expiry of time-series and clustered ones.
+pub(super) async fn finish(client: &Client, wanted: &Wanted, roomy: bool) -> Result<()> {
+    for target in wanted.iter().filter(|target| roomy && target.is_capped()) {
+        let mut command = doc! {"collMod": &target.name};
+        for (option, field) in [("size", "cappedSize"), ("max", "cappedMax")] {
+            command.extend(target.source.options.get(option).map(|value| (field.to_owned(), value.clone())));
+        }
+        let done = client.database(&target.db).run_command(command).await;
+        done.map_err(|e| driver(&format!("setting the size of {}", target.namespace()), e))?;
+    }
     for target in wanted.iter() {
         let Some(seconds) = target.source.options.get("expireAfterSeconds") else { continue };
         let command = doc! {"collMod": target.handle(), "expireAfterSeconds": seconds.clone()};

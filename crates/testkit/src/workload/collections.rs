@@ -164,3 +164,16 @@ pub(super) async fn modify_time_series(worker: &mut Worker) -> Result<Effect> {
     }
     change(worker, &namespace, command).await
 }
+
+/// Gives a capped collection another size, often less than it holds: what is too much goes with the next insert.
+pub(super) async fn modify_capped(worker: &mut Worker) -> Result<Effect> {
+    let namespace = Namespace::random(&mut worker.rng, Kind::Capped);
+    let rng = &mut worker.rng;
+    let mut command = doc! {"collMod": &namespace.collection};
+    if rng.random_bool(0.6) {
+        command.insert("cappedMax", rng.random_range(2..60));
+    } else {
+        command.insert("cappedSize", rng.random_range(500..200_000));
+    }
+    change(worker, &namespace, command).await
+}

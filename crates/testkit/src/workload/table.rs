@@ -119,6 +119,7 @@ pub(super) const ROWS: &[Row] = rows! {
     "collMod TTL", 4, NOTHING, collections::modify_ttl;
     "collMod pre-images", 2, NOTHING, collections::modify_pre_images;
     "collMod view", 4, NOTHING, collections::modify_view;
+    "collMod capped", 4, Needs::Since(6, 0), collections::modify_capped;
     "collMod time-series", 2, Needs::Since(5, 0), collections::modify_time_series;
 
     "createIndexes", 20, NOTHING, indexes::create;
