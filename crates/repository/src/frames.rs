@@ -60,6 +60,10 @@ thread_local! {
     static COMPRESSOR: RefCell<Option<Compressor>> = const { RefCell::new(None) };
 }
 
+thread_local! {
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
 struct Compressor {
     level: i32,
     zstd: zstd::bulk::Compressor<'static>,
@@ -106,6 +110,13 @@ fn compress(raw: &[u8], level: i32) -> std::io::Result<Bytes> {
     })
 }
 
+fn decompress(stored: &[u8], raw_len: usize) -> std::io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|kept| match kept {
+        Some(zstd) => zstd.decompress(stored, raw_len),
+        none => none.insert(zstd::bulk::Decompressor::new()?).decompress(stored, raw_len),
+    })
+}
+
 /// Checks a stored frame against its entry; `offset` is where it begins, for the error.
 pub(crate) fn verify_frame(key: &str, offset: u64, entry: &FrameEntry, stored: &[u8]) -> Result<()> {
     if stored.len() != entry.stored_len as usize {
@@ -126,7 +137,7 @@ pub(crate) fn decode_frame(key: &str, offset: u64, entry: &FrameEntry, stored: &
     if raw_len > MAX_FRAME_RAW {
         return Err(bad(format!("it claims {raw_len} bytes")));
     }
-    let raw = zstd::bulk::decompress(stored, raw_len).map_err(|error| bad(error.to_string()))?;
+    let raw = decompress(stored, raw_len).map_err(|error| bad(error.to_string()))?;
     if raw.len() != raw_len {
         return Err(bad(format!("it gives {} bytes instead of {raw_len}", raw.len())));
     }

@@ -17,6 +17,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::task::JoinHandle;
 
 use super::backup::compressor;
+use super::tail::Tail;
 use super::{Bench, Rounds, mib, say};
 use crate::child::{Ended, Running};
 use crate::data::{DATABASE, ORDERS, order_id};
@@ -52,16 +53,19 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     let capture = Capture::start(bench, &cluster).await?;
 
     say(&format!("{} updates with an agent", bench.updates));
-    let ping = bench.source.client.database("admin").run_command(doc! {"ping": 1}).await?;
-    let begun = ping.get_timestamp("operationTime")?;
+    let begun = now(&bench.source.client).await?;
     let captured = write(bench, PARTS, &capture.commits).await?;
     let Captured { time, expected, agent, lag } = capture.end(bench).await?;
     let log_bytes = bench.hindsight.stored_bytes("/log/")?;
     let level = cluster.config().await?.1.pitr.compression_level;
-    let mut tailed = Rounds::default();
+    let mut at_once = Rounds::default();
     for _ in 0..bench.rounds {
-        tailed.push(tail(bench, begun, level).await?);
+        at_once.push(tail(bench, begun, level).await?);
     }
+    say("updates while the log is read and compressed");
+    let tailing = Tail::start(bench.source.uri(), now(&bench.source.client).await?, level);
+    let followed = write(bench, PARTS / 2, &Commits::default()).await?;
+    let tailed = tailing.stop().await? * 2.0;
     free.extend(write_freely(bench).await?);
 
     let [mut without, mut with, mut folded] = [(); 3].map(|()| Rounds::default());
@@ -95,13 +99,17 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     table.add("updates with an agent", slow, "1/s", note);
     table.add("updates with an agent: server", captured.server() / part * 1e6, "core-s/million", "best part");
     table.add("RATIO updates with / without an agent", slow / fast, "x", "1 is no slowdown");
+    let note = "the same processor shared with reading and compressing alone";
+    table.add("RATIO updates with raw read and zstd / without", part / followed.median_wall() / fast, "x", note);
     let note = format!("from commit to durable in the repository, stored every {interval} s or 16 MiB");
     for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
         table.add(format!("capture lag under full load, {name}"), quantile(&lag, share), "s", note.as_str());
     }
     table.add("agent: processor", agent.spent.client / million, "core-s/million", "of updates");
-    let note = format!("to read the same entries at once and compress them: {:.2} core-s", tailed.client());
-    table.add("RATIO agent / raw read and zstd of the log", agent.spent.client / tailed.client(), "x", note);
+    let note = format!("to follow as many and compress them: {tailed:.2} core-s");
+    table.add("RATIO agent / raw read and zstd of the log", agent.spent.client / tailed, "x", note);
+    let note = format!("to read the same entries at once and compress them: {:.2} core-s", at_once.client());
+    table.add("RATIO agent / raw read at once and zstd", agent.spent.client / at_once.client(), "x", note);
     table.add("agent: peak memory", mib(agent.peak), "MiB", "resident");
     table.add("log: stored", mib(log_bytes), "MiB", format!("{} updates of {updated} documents", bench.updates));
     table.add("restore without the log", without.wall(), "s", without.note());
@@ -198,6 +206,11 @@ async fn touch_all(bench: &mut Bench, cluster: &ClusterRepository, snapshot: &st
         ensure!(found == expected, "documents and sum of versions are {found:?} instead of {expected:?}");
     }
     Ok(Whole { spent, records, peak })
+}
+
+/// The last moment in the server's log.
+async fn now(client: &Client) -> Result<bson::Timestamp> {
+    Ok(client.database("admin").run_command(doc! {"ping": 1}).await?.get_timestamp("operationTime")?)
 }
 
 /// Reads the server's log from a moment on in raw batches, and compresses them in frames.

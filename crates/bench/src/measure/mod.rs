@@ -9,6 +9,7 @@ pub mod peers;
 pub mod restore;
 pub mod s3;
 pub mod small;
+pub mod tail;
 
 use crate::data::Dataset;
 use crate::hindsight::Hindsight;
