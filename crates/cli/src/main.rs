@@ -34,10 +34,6 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
-/// Frames come and go on all threads: it gives their memory back, and does so without asking the kernel for each of them.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() {
     // What is written holds what the databases hold: nobody else reads it.
     let private = Mode::RWXG | Mode::RWXO;
