@@ -235,7 +235,8 @@ impl Replay {
             "create" => {
                 ["create", "idIndex", "uuid", "temp"].iter().for_each(|side| drop(o.remove(side)));
                 let collection = Collection { db: db.to_owned(), name: coll, options: o, ..Collection::default() };
-                (schema::create_command_of(collection), Some(code::NAMESPACE_EXISTS))
+                let created = schema::create_alone(&self.client, collection).await;
+                return settled(created, &format!("creating a collection in {db}"), Some(code::NAMESPACE_EXISTS));
             }
             // Refused while there are time-series; as a part of dropping the database it goes with that.
             "drop" if coll == VIEWS => (doc! {"drop": VIEWS}, Some(code::COMMAND_FAILED)),
@@ -314,7 +315,7 @@ impl Replay {
 }
 
 /// What a command came to; `harmless` is the error that says that it had its effect before.
-fn settled(reply: mongodb::error::Result<Document>, doing: &str, harmless: Option<i32>) -> Result<()> {
+fn settled<T>(reply: mongodb::error::Result<T>, doing: &str, harmless: Option<i32>) -> Result<()> {
     match reply {
         Err(error) if harmless.is_some() && code_of(&error) == harmless => Ok(()),
         reply => reply.map(drop).map_err(|error| driver(doing, error)),

@@ -218,13 +218,26 @@ pub(super) async fn clear(client: &Client, selection: &Selection) -> Result<()> 
     Ok(())
 }
 
-/// The command that creates a collection by itself, with all its options.
-pub(crate) fn create_command_of(collection: Collection) -> Document {
+/// Creates a collection by itself, with all its options.
+pub(crate) async fn create_alone(client: &Client, collection: Collection) -> mongodb::error::Result<()> {
     let (db, name, expiry) =
         (collection.db.clone(), collection.name.clone(), collection.options.get("expireAfterSeconds").cloned());
-    let mut command = create_command(&Target { uuid: Uuid::default(), db, name, orphaned: false, source: collection });
+    let target = Target { uuid: Uuid::default(), db, name, orphaned: false, source: collection };
+    let mut command = create_command(&target);
     command.extend(expiry.map(|expiry| ("expireAfterSeconds".to_owned(), expiry)));
-    command
+    run_create(client, &target, command).await
+}
+
+/// `create` refuses what `convertToCapped` makes of a clustered collection, so it is made the same way.
+async fn run_create(client: &Client, target: &Target, mut command: Document) -> mongodb::error::Result<()> {
+    let database = client.database(&target.db);
+    if !target.is_clustered_and_capped() {
+        return database.run_command(command).await.map(drop);
+    }
+    let size = command.get("size").cloned();
+    ["capped", "size", "max"].iter().for_each(|option| drop(command.remove(option)));
+    database.run_command(command).await?;
+    database.run_command(doc! {"convertToCapped": &target.name, "size": size}).await.map(drop)
 }
 
 /// The command that creates a collection, without what must not act before all documents are
@@ -265,28 +278,14 @@ pub(super) async fn create(client: &Client, wanted: &Wanted, roomy: bool) -> Res
                 command.insert("size", LARGEST);
                 command.remove("max");
             }
-            if target.is_clustered_and_capped() {
-                return create_clustered_and_capped(&client, &target, command).await;
-            }
-            match client.database(&target.db).run_command(command).await {
+            match run_create(&client, &target, command).await {
                 // It was emptied instead of dropped.
                 Err(error) if code_of(&error) == Some(code::NAMESPACE_EXISTS) && target.name == FUNCTIONS => Ok(()),
-                created => created.map(drop).map_err(|e| driver(&format!("creating {}", target.namespace()), e)),
+                created => created.map_err(|e| driver(&format!("creating {}", target.namespace()), e)),
             }
         }
     };
     stream::iter(wanted.iter().cloned().map(create)).buffer_unordered(PARALLEL).try_collect().await
-}
-
-/// `create` refuses what `convertToCapped` makes of a clustered collection, so it is made the same way.
-async fn create_clustered_and_capped(client: &Client, target: &Target, mut command: Document) -> Result<()> {
-    let doing = format!("creating {}", target.namespace());
-    let database = client.database(&target.db);
-    let size = command.get("size").cloned();
-    ["capped", "size", "max"].iter().for_each(|option| drop(command.remove(option)));
-    database.run_command(command).await.map_err(|e| driver(&doing, e))?;
-    let convert = doc! {"convertToCapped": &target.name, "size": size};
-    database.run_command(convert).await.map(drop).map_err(|e| driver(&doing, e))
 }
 
 /// Builds all indexes; returns how many.
