@@ -93,7 +93,12 @@ impl Folder {
             };
             for entry in entries {
                 let entry = entry.map_err(failed)?;
-                let (path, kind) = (entry.path(), entry.file_type().map_err(failed)?);
+                let (path, kind) = match entry.file_type() {
+                    Ok(kind) => (entry.path(), kind),
+                    // It was deleted meanwhile.
+                    Err(error) if is_gone(&error) => continue,
+                    Err(error) => return Err(failed(error)),
+                };
                 check(key, &path, kind)?;
                 if !kind.is_dir() {
                     show(&path, &entry)?;

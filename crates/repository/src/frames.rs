@@ -58,9 +58,6 @@ impl EncodedFrame {
 thread_local! {
     /// A compression context takes longer to make than a small frame takes to compress.
     static COMPRESSOR: RefCell<Option<Compressor>> = const { RefCell::new(None) };
-}
-
-thread_local! {
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
