@@ -69,11 +69,12 @@ impl Kind {
         *Self::ALL.choose(rng).unwrap_or(&Self::Plain)
     }
 
-    /// What may have the name of another kind. Before 5.0 capped collections must not, as an `_id` that is inserted into
-    /// one again ends the secondaries: they make room each at their own time, and fail to apply the insert as an update
-    /// of another size (tried with 4.4.2).
+    /// What may have the name of another kind, and is then written as that. Capped collections must not before 6.0: in 4.4
+    /// an `_id` that is inserted into one again ends the secondaries (they make room each at their own time, and fail to
+    /// apply the insert as an update of another size; tried with 4.4.2); in 5.0 documents may grow until there are more
+    /// than its size allows, which servers before 6.0 cannot take back.
     pub(super) fn movable(self, version: (u32, u32)) -> bool {
-        self != Self::Capped || version >= (5, 0)
+        self != Self::Capped || version >= (6, 0)
     }
 
     /// A random kind whose documents may be written in any way.

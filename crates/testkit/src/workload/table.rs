@@ -112,7 +112,7 @@ pub(super) const ROWS: &[Row] = rows! {
     "rename dropTarget", 3, NOTHING, collections::rename, true;
     "rename across", 3, NOTHING, collections::rename_across, false;
     "rename across dropTarget", 2, NOTHING, collections::rename_across, true;
-    "convertToCapped", 2, Needs::Since(5, 0), collections::convert_to_capped;
+    "convertToCapped", 2, Needs::Since(6, 0), collections::convert_to_capped;
     "emptycapped", 2, Needs::TestCommands, collections::empty_capped;
     "collMod validator", 6, NOTHING, collections::modify_validator;
     "collMod hidden", 6, NOTHING, collections::modify_hidden;
