@@ -81,7 +81,12 @@ impl LogBuffer {
     /// Takes what was read, leaving an empty buffer that goes on where it ends.
     pub fn take(&mut self) -> Self {
         let next = Self::starting_at(self.summary.end.clone());
-        std::mem::replace(self, next)
+        let mut taken = std::mem::replace(self, next);
+        // Nothing more comes to its last frame: it is stored as it is, without being copied.
+        if !taken.frame.is_empty() {
+            taken.full.push(std::mem::take(&mut taken.frame).into());
+        }
+        taken
     }
 
     /// Stores the records as a slice under `key`. Nothing is lost when that fails: the buffer can
