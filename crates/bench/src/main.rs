@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use data::Dataset;
 use hindsight::Hindsight;
-use measure::{Bench, backup, log, mib, peers, restore, s3, say, small};
+use measure::{Bench, backup, log, memory, mib, peers, restore, s3, say, small};
 use server::Server;
 use table::Table;
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,6 +62,7 @@ enum Part {
     Small,
     S3,
     Peers,
+    Memory,
 }
 
 #[tokio::main]
@@ -120,7 +121,7 @@ async fn run(options: Options) -> Result<()> {
     };
     if wanted(Part::Backup) {
         backup::measure(&mut bench).await?;
-    } else {
+    } else if wanted(Part::Restore) || wanted(Part::Log) {
         bench.hindsight.run(&bench.source, &["backup"]).await?;
     }
     if wanted(Part::Restore) {
@@ -131,6 +132,9 @@ async fn run(options: Options) -> Result<()> {
     }
     if wanted(Part::Peers) {
         peers::measure(&mut bench).await?;
+    }
+    if wanted(Part::Memory) {
+        memory::measure(&mut bench).await?;
     }
     if let Some(free) = free {
         log::measure(&mut bench, free).await?;

@@ -5,6 +5,7 @@
 
 pub mod backup;
 pub mod log;
+pub mod memory;
 pub mod peers;
 pub mod restore;
 pub mod s3;
