@@ -15,6 +15,7 @@ mod housekeeping;
 mod integrity;
 mod main_job;
 mod names;
+mod ranges;
 mod replay;
 mod rights;
 mod rollback;

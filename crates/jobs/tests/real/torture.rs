@@ -94,7 +94,13 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
     let client = source.client().await?;
     let store = Store::new().await?;
     let here = store.protect(&source.uri(), None).await?;
-    for (key, value) in [("pitr.enabled", "true"), ("pitr.uploadIntervalSec", "1"), ("pitr.oplogSpanMin", "1")] {
+    for (key, value) in [
+        ("pitr.enabled", "true"),
+        ("pitr.uploadIntervalSec", "1"),
+        ("pitr.oplogSpanMin", "1"),
+        // What has a large document in it is read in ranges.
+        ("backup.checkpointMib", "1"),
+    ] {
         here.set(key, value).await?;
     }
     let agent = here.agent();

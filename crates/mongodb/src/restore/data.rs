@@ -241,7 +241,7 @@ impl Shared {
             true => frame,
             false => self.merged(&uuid, frame)?,
         };
-        self.deliver(uuid, &run, ordered).await?;
+        self.deliver(uuid, run, ordered).await?;
         self.job.progress.add(bytes);
         Ok(())
     }
@@ -266,20 +266,21 @@ impl Shared {
                 return Ok(());
             }
             self.job.check()?;
-            self.deliver(uuid, &run, ordered).await?;
+            self.deliver(uuid, run.into(), ordered).await?;
         }
     }
 
-    async fn deliver(&self, uuid: Uuid, run: &[u8], ordered: bool) -> Result<()> {
+    async fn deliver(&self, uuid: Uuid, run: Bytes, ordered: bool) -> Result<()> {
         if run.is_empty() {
             return Ok(());
         }
         let Some(target) = self.wanted.target(&uuid) else { return Ok(()) };
-        self.job.pass(run.len() as u64).await?;
+        let bytes = run.len() as u64;
+        self.job.pass(bytes).await?;
         let inserted = insert(&self.client, &target.db, &target.name, run, ordered).await?;
         if let Ok(mut copied) = self.copied.lock() {
             *copied.inserted.entry(uuid).or_default() += inserted;
-            copied.bytes += run.len() as u64;
+            copied.bytes += bytes;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Inserting raw documents.
 
 use bson::{Bson, RawDocumentBuf, rawdoc};
+use bytes::Bytes;
 use hindsight_engine::{EngineError, Result};
 use mongodb::Client;
 
@@ -14,24 +15,30 @@ const BATCH: usize = 6 << 20;
 const MAX_DOCUMENTS: u64 = 100_000;
 
 /// Inserts a run of documents; returns how many. `ordered` keeps their order.
-pub(super) async fn insert(client: &Client, db: &str, coll: &str, mut run: &[u8], ordered: bool) -> Result<u64> {
+pub(super) async fn insert(client: &Client, db: &str, coll: &str, mut run: Bytes, ordered: bool) -> Result<u64> {
     let mut inserted = 0;
     while !run.is_empty() {
         let mut batch = Batch::begin(coll, ordered, run.len().min(BATCH));
         let mut special = None;
-        while let Some(document) = next_document(&mut run)? {
+        let mut rest = &run[..];
+        while let Some(document) = next_document(&mut rest)? {
             if has_empty_timestamp(document)? {
-                special = Some(document);
+                special = Some(run.slice_ref(document));
                 break;
             }
             batch.push(document);
-            if batch.command.len() + read_len(run).unwrap_or(0) > BATCH || batch.count >= MAX_DOCUMENTS {
+            if batch.command.len() + read_len(rest).unwrap_or(0) > BATCH || batch.count >= MAX_DOCUMENTS {
                 break;
             }
         }
+        // What is in the command is not kept besides while the server is at work on it.
+        run = match rest {
+            [] => Bytes::new(),
+            rest => run.slice_ref(rest),
+        };
         inserted += batch.send(client, db, coll).await?;
         if let Some(document) = special {
-            apply(client, db, coll, document).await?;
+            apply(client, db, coll, &document).await?;
             inserted += 1;
         }
     }

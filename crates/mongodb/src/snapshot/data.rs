@@ -10,6 +10,7 @@ use hindsight_format::{ObjectKind, ObjectRef};
 use hindsight_repository::{EncodedFrame, FRAME_TARGET, ObjectWriter, encode_frame};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::catalog::Found;
 use super::checkpoint::Checkpoint;
@@ -17,8 +18,9 @@ use super::scan::{self, Piece};
 use super::stored::Segment;
 use crate::cluster::Source;
 
-/// A new object is begun when one has grown to this size: what fails is repeated in pieces.
-const OBJECT: u64 = 1 << 30;
+/// A new object is begun when one has grown to this size: what fails is repeated in pieces, and what a folder has to write
+/// to its disk when an object is closed is written while the next one is filled.
+const OBJECT: u64 = 128 << 20;
 /// Frames of one reader that are being compressed at the same time.
 const COMPRESSING: usize = 2;
 
@@ -84,7 +86,7 @@ pub(super) async fn copy(
         0 => std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8),
         n => n as usize,
     };
-    let pieces = scan::plan(source, collections, readers, std::mem::take(&mut done.pieces)).await;
+    let pieces = scan::plan(source, collections, request.checkpoint, std::mem::take(&mut done.pieces)).await;
     let left = || pieces.iter().enumerate().filter(|(_, piece)| piece.segment.is_none());
     job.progress.step("copying documents", Some(left().map(|(_, piece)| piece.bytes).sum()));
     let shared = Arc::new(Shared {
@@ -230,8 +232,9 @@ impl FrameSink {
 
 async fn store(shared: Arc<Shared>, mut queue: mpsc::Receiver<Item>) -> Result<()> {
     let mut open: Option<(String, ObjectWriter)> = None;
+    let mut closing: Option<AbortOnDropHandle<Result<ObjectRef>>> = None;
     while let Some(item) = queue.recv().await {
-        let (outcomes, noted) = match item {
+        match item {
             Item::Frame(encoding) => {
                 let frame = encoding.await.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??;
                 let (_, writer) = match &mut open {
@@ -244,23 +247,34 @@ async fn store(shared: Arc<Shared>, mut queue: mpsc::Receiver<Item>) -> Result<(
                     }
                 };
                 writer.write(frame).await?;
-                if writer.stored_bytes() < OBJECT {
-                    continue;
+                if writer.stored_bytes() >= OBJECT {
+                    settle(&shared, &mut closing).await?;
+                    closing =
+                        open.take().map(|(name, writer)| AbortOnDropHandle::new(tokio::spawn(close(name, writer))));
                 }
-                (Vec::new(), false)
             }
-            Item::Done { outcomes, noted } => (outcomes, noted),
-        };
-        let object = match open.take() {
-            Some((name, writer)) => Some(close(name, writer).await?),
-            None => None,
-        };
-        let mut ledger = shared.ledger.lock().await;
-        ledger.add(object, outcomes);
-        if noted {
-            ledger.note(&shared).await?;
+            Item::Done { outcomes, noted } => {
+                settle(&shared, &mut closing).await?;
+                let object = match open.take() {
+                    Some((name, writer)) => Some(close(name, writer).await?),
+                    None => None,
+                };
+                let mut ledger = shared.ledger.lock().await;
+                ledger.add(object, outcomes);
+                if noted {
+                    ledger.note(&shared).await?;
+                }
+            }
         }
     }
+    Ok(())
+}
+
+/// Waits for the object that is being closed.
+async fn settle(shared: &Shared, closing: &mut Option<AbortOnDropHandle<Result<ObjectRef>>>) -> Result<()> {
+    let Some(task) = closing.take() else { return Ok(()) };
+    let object = task.await.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??;
+    shared.ledger.lock().await.add(Some(object), Vec::new());
     Ok(())
 }
 

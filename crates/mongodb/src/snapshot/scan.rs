@@ -22,8 +22,10 @@ use crate::oplog::diff::raw::Elements;
 use crate::oplog::docid::raw_id;
 use crate::oplog::entry::{Uuid, malformed, next_document};
 
-/// Collections larger than this are read by several readers, in ranges of about this size.
-const RANGE: u64 = 128 << 20;
+/// Collections that take longer than from one checkpoint to the next are read in ranges of this part of that: what ends a
+/// scan then costs no more than a checkpoint would keep. All others are read in their natural order, which costs the server
+/// less, as it need not look each document up.
+const RANGES: u64 = 4;
 /// A scan that is ended this often in a row without getting further fails.
 const ATTEMPTS: u32 = 30;
 /// So does one to which no server has answered for this long: an election is over sooner.
@@ -56,7 +58,7 @@ pub(super) struct Range {
 pub(super) async fn plan(
     source: &Source,
     collections: &[Found],
-    readers: usize,
+    checkpoint: u64,
     before: Vec<NotedPiece>,
 ) -> Vec<Piece> {
     let mut noted: HashMap<Uuid, Vec<NotedPiece>> = HashMap::new();
@@ -77,7 +79,8 @@ pub(super) async fn plan(
         if !noted.is_empty() {
             continue;
         }
-        let bounds = if readers > 1 && can_be_split(found) { bounds(source, found).await } else { Vec::new() };
+        let split = found.bytes > checkpoint && can_be_split(found);
+        let bounds = if split { bounds(source, found, checkpoint / RANGES).await } else { Vec::new() };
         let piece = |range, bytes| Piece::of(number, found, range, bytes, None);
         if bounds.is_empty() {
             pieces.push(piece(None, found.bytes));
@@ -117,14 +120,14 @@ impl Piece {
 /// have no such index, and under a collation the index does not hold the values themselves.
 fn can_be_split(found: &Found) -> bool {
     let special = ["clusteredIndex", "collation", "timeseries"].iter().any(|option| found.options.contains_key(option));
-    found.bytes > RANGE && !special && !found.is_capped()
+    !special && !found.is_capped()
 }
 
-/// Bounds that cut the collection into ranges; none when it cannot be sampled (then it is read in
+/// Bounds that cut the collection into ranges of about `range` bytes; none when it cannot be sampled (then it is read in
 /// one piece).
-async fn bounds(source: &Source, found: &Found) -> Vec<Bson> {
+async fn bounds(source: &Source, found: &Found, range: u64) -> Vec<Bson> {
     const SAMPLES: u64 = 20;
-    let parts = (found.bytes / RANGE).clamp(2, 4096);
+    let parts = (found.bytes / range.max(1)).clamp(2, 4096);
     let sample = [
         doc! {"$sample": {"size": (parts * SAMPLES) as i64}},
         doc! {"$project": {"_id": 1}},
