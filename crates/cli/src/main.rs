@@ -34,6 +34,10 @@ use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 
+/// Frames of all sizes come and go on all threads. The system's allocator keeps of them up to twice what is in use.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() {
     // What is written holds what the databases hold: nobody else reads it.
     let private = Mode::RWXG | Mode::RWXO;

@@ -15,7 +15,12 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     ensure!(documents == bench.data.documents(), "{documents} documents were restored");
     for (name, ended) in [("backup", backup), ("restore", restore)] {
         let note = format!("resident; took {:.1} s", ended.spent.wall);
-        bench.table.add(format!("{name} of {:.0} MiB: peak memory", mib(bench.data.bytes())), mib(ended.peak), "MiB", note);
+        bench.table.add(
+            format!("{name} of {:.0} MiB: peak memory", mib(bench.data.bytes())),
+            mib(ended.peak),
+            "MiB",
+            note,
+        );
     }
     Ok(())
 }
