@@ -6,8 +6,11 @@
 
 mod binary;
 mod disk;
+mod faults;
 mod faulty;
+mod http;
 mod mongod;
+mod objects;
 mod replica_set;
 mod s3;
 mod spawner;
@@ -17,9 +20,10 @@ pub mod workload;
 
 pub use binary::{mongod_binary, mongod_version};
 pub use disk::SmallDisk;
+pub use faults::{Fault, Faults, S3Op};
 pub use faulty::{CallFault, FaultyStore};
 pub use mongod::{Mongod, MongodOptions};
 pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};
-pub use s3::{Fault, Faults, S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Op, S3Server};
+pub use s3::{S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Server};
 pub use state::{ClusterState, CollectionState, Contents, last_optime};
 pub use tls::{CLIENT_SUBJECT, Certificates};
