@@ -11,7 +11,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
 use url::Url;
 
-use crate::error::{Error, Result, one_line};
+use crate::error::{Error, Provider, Result, one_line};
 use crate::s3::S3Options;
 use crate::store::Store;
 
@@ -137,7 +137,8 @@ impl Location {
                     .with_config(object_store::azure::AzureConfigKey::Client(timeout.0), timeout.1)
                     .with_retry(patience.retry())
                     .build();
-                Ok(Some(Store::new(under(Arc::new(store.map_err(fail)?), prefix))))
+                let store = under(Arc::new(store.map_err(fail)?), prefix);
+                Ok(Some(Store::new(store).of(Provider::Azure)))
             }
             Place::Google { bucket, prefix } => {
                 let store = GoogleCloudStorageBuilder::from_env()
@@ -145,7 +146,8 @@ impl Location {
                     .with_config(object_store::gcp::GoogleConfigKey::Client(timeout.0), timeout.1)
                     .with_retry(patience.retry())
                     .build();
-                Ok(Some(Store::new(under(Arc::new(store.map_err(fail)?), prefix))))
+                let store = under(Arc::new(store.map_err(fail)?), prefix);
+                Ok(Some(Store::new(store).of(Provider::Google)))
             }
         }
     }

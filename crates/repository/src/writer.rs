@@ -180,7 +180,7 @@ impl ObjectWriter {
                 self.wait_for_part().await?;
             }
             if let Some(upload) = &mut self.upload {
-                upload.complete().await.map_err(|error| Error::store("write", &self.stored_key, &error))?;
+                upload.complete().await.map_err(|error| self.store.failed("write", &self.stored_key, &error))?;
             }
             self.upload = None;
         }
@@ -258,7 +258,7 @@ impl ObjectWriter {
     async fn wait_for_part(&mut self) -> Result<()> {
         match self.in_flight.join_next().await {
             None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(error))) => Err(Error::store("write", &self.stored_key, &error)),
+            Some(Ok(Err(error))) => Err(self.store.failed("write", &self.stored_key, &error)),
             Some(Err(_)) => Err(Error::cut_off("write", &self.stored_key)),
         }
     }
