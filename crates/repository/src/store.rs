@@ -218,7 +218,10 @@ impl Store {
             return Ok(sorted(files));
         }
         let (prefix, offset) = (self.path(folder)?, self.path(after)?);
-        self.collect(folder, self.inner.list_with_offset(Some(&prefix), &offset)).await
+        let mut found = self.collect(folder, self.inner.list_with_offset(Some(&prefix), &offset)).await?;
+        // Not every store takes "after" as S3 does: the JSON API of Google, for one, begins with the key itself.
+        found.retain(|entry| entry.key.as_str() > after);
+        Ok(found)
     }
 
     /// What looks into a folder of the repository, where that is one.

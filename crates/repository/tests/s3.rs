@@ -18,6 +18,7 @@ fn spec(server: &S3Server, url: &str, secret: &str) -> RepositorySpec {
             secret_access_key: Some(secret.into()),
             ..S3Options::default()
         },
+        ..RepositorySpec::default()
     }
 }
 
