@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hindsight_repository::{RepositorySpec, S3Options, default_url};
+use hindsight_repository::{GoogleOptions, RepositorySpec, S3Options, default_url};
 use secrecy::SecretString;
 use serde::Deserialize;
 
@@ -40,6 +40,7 @@ struct File {
     identity: Option<PathBuf>,
     metrics_listen: Option<String>,
     s3: S3Options,
+    google: GoogleOptions,
     clusters: BTreeMap<String, FileCluster>,
 }
 
@@ -68,7 +69,7 @@ impl Settings {
         let filed = |name: &String| file.clusters.get(name).map(|cluster| cluster.uri.clone());
         let uri = given.or_else(|| cluster.as_ref().and_then(filed)).map(DatabaseUri::new).transpose()?;
         let url = globals.repository.or_else(|| variable("HINDSIGHT_REPOSITORY")).or(file.repository);
-        let repository = RepositorySpec { url: url.unwrap_or_else(default_url), s3: file.s3 };
+        let repository = RepositorySpec { url: url.unwrap_or_else(default_url), s3: file.s3, google: file.google };
         let mut identity = globals.identity;
         if identity.is_empty() {
             identity.extend(variable("HINDSIGHT_IDENTITY").map(PathBuf::from).or(file.identity));

@@ -124,8 +124,8 @@ impl Error {
         Self::Damaged { key: key.to_owned(), why: why.into() }
     }
 
-    pub(crate) fn store(doing: &'static str, key: &str, error: &object_store::Error) -> Self {
-        let failure = Failure::of(doing, error);
+    pub(crate) fn store(provider: Provider, doing: &'static str, key: &str, error: &object_store::Error) -> Self {
+        let failure = Failure::of(provider, doing, error);
         match failure.kind {
             FailureKind::NotFound => Self::Missing { key: key.to_owned() },
             _ => Self::Store { doing, key: key.to_owned(), failure },
@@ -134,19 +134,20 @@ impl Error {
 
     /// The operating system failed, where a folder is used without the library.
     pub(crate) fn local(doing: &'static str, key: &str, error: io::Error) -> Self {
-        Self::store(doing, key, &object_store::Error::Generic { store: "folder", source: error.into() })
+        let error = object_store::Error::Generic { store: "folder", source: error.into() };
+        Self::store(Provider::Other, doing, key, &error)
     }
 
     /// The answer of the store ended before its end.
     pub(crate) fn cut_short(key: &str, length: usize, size: u64) -> Self {
-        let (kind, hint) = (FailureKind::Unreachable, hint(FailureKind::Unreachable, "read", ""));
+        let (kind, hint) = (FailureKind::Unreachable, hint(FailureKind::Unreachable, Provider::Other, "read", ""));
         let why = format!("the answer broke off after {length} of {size} bytes");
         Self::Store { doing: "read", key: key.to_owned(), failure: Failure { kind, why, hint } }
     }
 
     /// Nothing came of it for so long.
     pub(crate) fn unanswered(doing: &'static str, key: &str, seconds: u64) -> Self {
-        let (kind, hint) = (FailureKind::Unreachable, hint(FailureKind::Unreachable, doing, ""));
+        let (kind, hint) = (FailureKind::Unreachable, hint(FailureKind::Unreachable, Provider::Other, doing, ""));
         let failure = Failure { kind, why: format!("no answer within {seconds} s"), hint };
         Self::Store { doing, key: key.to_owned(), failure }
     }
@@ -172,6 +173,15 @@ fn sealed_text(what: &str, sealed_to: &[String], given: Option<&[String]>) -> St
             format!("{what} cannot be opened with the identity of {}: it is sealed to {to}", given.join(", "))
         }
     }
+}
+
+/// Whose store it is, where the way out of a failure has names of its own there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Provider {
+    Azure,
+    Google,
+    /// A folder, or what speaks the protocol of S3.
+    Other,
 }
 
 /// Why a store failed.
@@ -216,23 +226,26 @@ impl Failure {
 
     /// Reads an error of the store. Its text goes no further than through [`one_line`], since the
     /// chain below it may quote whole replies and signed addresses.
-    pub(crate) fn of(doing: &'static str, error: &object_store::Error) -> Self {
+    pub(crate) fn of(provider: Provider, doing: &'static str, error: &object_store::Error) -> Self {
         let text = chain_text(error);
         let kind = kind_of(error, &text);
-        Self { kind, why: summary(kind, &text), hint: hint(kind, doing, &text) }
+        Self { kind, why: summary(kind, &text), hint: hint(kind, provider, doing, &text) }
     }
 }
 
-/// Texts of errors that come down to missing or wrong credentials. The addresses are those of the
-/// metadata services that are asked when nothing else gives any.
-const BAD_CREDENTIALS: [&str; 7] = [
+/// Texts of errors that come down to missing or wrong credentials. The first two stand in the addresses of the metadata
+/// services that are asked when nothing else gives any.
+const BAD_CREDENTIALS: [&str; 9] = [
     "169.254.169.254",
-    "metadata.google.internal",
+    "/computeMetadata/",
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "ExpiredToken",
     "InvalidToken",
     "AuthenticationFailed",
+    // Google's. The library says "unauthenticated" of single objects only, not of lists.
+    "<Code>AuthenticationRequired</Code>",
+    "status code: 401 Unauthorized",
 ];
 
 fn kind_of(error: &object_store::Error, text: &str) -> FailureKind {
@@ -279,22 +292,26 @@ fn summary(kind: FailureKind, text: &str) -> String {
         FailureKind::Permission if text.contains("(os error 30)") => "the file system is read-only",
         FailureKind::Permission => "permission denied",
         FailureKind::Full => "the disk is full or the quota is used up",
-        FailureKind::Credentials if text.contains("169.254.169.254") => "no credentials were found",
+        FailureKind::Credentials if text.contains("169.254.169.254") || text.contains("/computeMetadata/") => {
+            "no credentials were found"
+        }
         FailureKind::Credentials if text.contains("SignatureDoesNotMatch") => {
             "the store does not accept the secret access key"
         }
         FailureKind::Credentials if text.contains("InvalidAccessKeyId") => "the store does not know the access key",
         FailureKind::Credentials if text.contains("Expired") => "the session token has expired",
+        FailureKind::Credentials if text.contains("AuthenticationRequired") => {
+            "the store does not accept the credentials"
+        }
         _ => return one_line(text),
     };
     short.to_owned()
 }
 
 /// What a person can do about it.
-fn hint(kind: FailureKind, doing: &str, text: &str) -> String {
+fn hint(kind: FailureKind, provider: Provider, doing: &str, text: &str) -> String {
     let local = text.contains("os error");
-    let azure = text.contains("MicrosoftAzure") || text.contains("core.windows.net");
-    let google = text.contains("GCS") || text.contains("google");
+    let (azure, google) = (provider == Provider::Azure, provider == Provider::Google);
     match kind {
         FailureKind::NoBucket => "create it, or correct the repository's URL or endpoint".to_owned(),
         FailureKind::Permission if local => {
@@ -304,10 +321,15 @@ fn hint(kind: FailureKind, doing: &str, text: &str) -> String {
         FailureKind::Permission if azure => {
             "give the account the role Storage Blob Data Contributor on the container".to_owned()
         }
-        FailureKind::Permission if google => "give the account the role Storage Object User on the bucket".to_owned(),
+        FailureKind::Permission if google => {
+            format!("allow {} on the bucket, as the role Storage Object User does", permissions(doing))
+        }
         FailureKind::Permission => format!("allow {} for the repository's prefix", actions(doing)),
         FailureKind::Credentials if azure => {
             "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or give the machine an identity".to_owned()
+        }
+        FailureKind::Credentials if google && text.contains("401 Unauthorized") => {
+            "the key of the service account may have been deleted; the machine's clock must be right, too".to_owned()
         }
         FailureKind::Credentials if google => {
             "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account".to_owned()
@@ -333,6 +355,17 @@ fn actions(doing: &str) -> &'static str {
         "list" => "s3:ListBucket",
         "delete" => "s3:DeleteObject",
         _ => "s3:PutObject and s3:AbortMultipartUpload",
+    }
+}
+
+/// The same as Google names them: <https://cloud.google.com/storage/docs/access-control/iam-xml>.
+fn permissions(doing: &str) -> &'static str {
+    match doing {
+        "read" => "storage.objects.get",
+        "list" => "storage.objects.list",
+        "delete" => "storage.objects.delete",
+        // What is there is replaced only with the right to delete it.
+        _ => "storage.objects.create, storage.objects.delete and storage.multipartUploads.*",
     }
 }
 
@@ -399,6 +432,8 @@ mod tests {
             (generic("<Code>SlowDown</Code>"), FailureKind::Busy),
             (generic("Error performing GET http://169.254.169.254/latest"), FailureKind::Credentials),
             (generic("<Code>SignatureDoesNotMatch</Code>"), FailureKind::Credentials),
+            (generic("Error performing list request: status code: 401 Unauthorized"), FailureKind::Credentials),
+            (generic("GET http://a:1/computeMetadata/v1/token: error sending request"), FailureKind::Credentials),
             (generic("error sending request"), FailureKind::Unreachable),
             (generic("?"), FailureKind::Other),
             (io(io::ErrorKind::PermissionDenied), FailureKind::Permission),
@@ -406,13 +441,27 @@ mod tests {
             (io(io::ErrorKind::StorageFull), FailureKind::Full),
             (io(io::ErrorKind::ConnectionRefused), FailureKind::Unreachable),
         ] {
-            let failure = Failure::of("write", &error);
+            let failure = Failure::of(Provider::Other, "write", &error);
             assert_eq!(failure.kind, kind, "{error}");
             assert!(!failure.why.contains('\n'));
         }
-        assert!(Error::store("read", "k", &missing("404")).is_missing());
-        let no_bucket = Error::store("read", "k", &missing("NoSuchBucket"));
+        assert!(Error::store(Provider::Other, "read", "k", &missing("404")).is_missing());
+        let no_bucket = Error::store(Provider::Other, "read", "k", &missing("NoSuchBucket"));
         assert!(!no_bucket.is_missing() && !no_bucket.is_retryable());
+    }
+
+    #[test]
+    fn the_way_out_is_that_of_the_store_whatever_its_bucket_is_called() {
+        let path = "google-core.windows.net/GCS".to_owned();
+        let denied = object_store::Error::PermissionDenied { path, source: "AccessDenied".into() };
+        for (provider, words) in [
+            (Provider::Other, "s3:PutObject"),
+            (Provider::Azure, "Storage Blob Data Contributor"),
+            (Provider::Google, "storage.objects.create"),
+        ] {
+            let failure = Failure::of(provider, "write", &denied);
+            assert!(failure.hint.contains(words), "{failure:?}");
+        }
     }
 
     #[test]

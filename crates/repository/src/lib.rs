@@ -9,6 +9,7 @@ mod folder;
 mod frames;
 #[doc(hidden)]
 pub mod fuzzing;
+mod google;
 mod history;
 mod housekeeping;
 mod leases;
@@ -29,6 +30,7 @@ mod writer;
 pub use cluster::{ClusterRepository, Listed};
 pub use error::{Error, Failure, FailureKind, Result};
 pub use frames::{EncodedFrame, FRAME_TARGET, MAX_FRAME_RAW, encode_frame};
+pub use google::GoogleOptions;
 pub use history::SliceListing;
 pub use leases::{Acquired, DEFAULT_TTL, Lease, host_name};
 pub use merge::merge_slices;

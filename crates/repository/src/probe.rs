@@ -150,7 +150,7 @@ async fn try_all(store: &Store, folder: &str, report: &mut CheckReport) {
 }
 
 async fn upload(store: &Store, key: &str, bytes: &Bytes) -> Result<()> {
-    let fail = |error: object_store::Error| Error::store("write", key, &error);
+    let fail = |error: object_store::Error| store.failed("write", key, &error);
     let mut upload = store.upload(key).await?;
     upload.put_part(bytes.clone().into()).await.map_err(fail)?;
     upload.complete().await.map_err(fail)?;

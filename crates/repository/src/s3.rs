@@ -201,7 +201,7 @@ mod tests {
             ..S3Options::default()
         };
         assert!(!format!("{options:?}").contains("topsecret"));
-        let spec = crate::RepositorySpec { url: "s3://b".into(), s3: options };
+        let spec = crate::RepositorySpec { url: "s3://b".into(), s3: options, ..Default::default() };
         assert!(!format!("{spec:#?}").contains("topsecret"));
     }
 

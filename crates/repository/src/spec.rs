@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
 use url::Url;
 
-use crate::error::{Error, Result, one_line};
+use crate::error::{Error, Provider, Result, one_line};
+use crate::google::GoogleOptions;
 use crate::s3::S3Options;
 use crate::store::Store;
 
@@ -23,12 +23,14 @@ pub struct RepositorySpec {
     pub url: String,
     /// For `s3://`.
     pub s3: S3Options,
+    /// For `gs://`.
+    pub google: GoogleOptions,
 }
 
 impl RepositorySpec {
     /// The repository at `url`, reached as the environment says.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), s3: S3Options::default() }
+        Self { url: url.into(), ..Self::default() }
     }
 
     /// Its URL, as shown to people; none where it cannot be one.
@@ -93,6 +95,7 @@ pub(crate) struct Location {
     pub(crate) url: String,
     pub(crate) place: Place,
     s3: S3Options,
+    google: GoogleOptions,
 }
 
 impl Location {
@@ -108,13 +111,12 @@ impl Location {
             Place::Azure { container, prefix } => with_prefix("az", container, prefix),
             Place::Google { bucket, prefix } => with_prefix("gs", bucket, prefix),
         };
-        Ok(Self { url, place, s3: spec.s3.clone() })
+        Ok(Self { url, place, s3: spec.s3.clone(), google: spec.google.clone() })
     }
 
     /// The object store, rooted at the prefix. `None`: the folder does not exist.
     pub(crate) async fn connect(&self, patience: Patience) -> Result<Option<Store>> {
         let fail = |error: object_store::Error| Error::Url { url: self.url.clone(), why: one_line(&error.to_string()) };
-        let timeout = (ClientConfigKey::Timeout, patience.request_timeout());
         match &self.place {
             Place::Folder(path) => {
                 // new_with_prefix wants the folder to exist, and says so in its own words.
@@ -134,18 +136,15 @@ impl Location {
             Place::Azure { container, prefix } => {
                 let store = MicrosoftAzureBuilder::from_env()
                     .with_container_name(container)
-                    .with_config(object_store::azure::AzureConfigKey::Client(timeout.0), timeout.1)
+                    .with_config(AzureConfigKey::Client(ClientConfigKey::Timeout), patience.request_timeout())
                     .with_retry(patience.retry())
                     .build();
-                Ok(Some(Store::new(under(Arc::new(store.map_err(fail)?), prefix))))
+                let store = under(Arc::new(store.map_err(fail)?), prefix);
+                Ok(Some(Store::new(store).of(Provider::Azure)))
             }
             Place::Google { bucket, prefix } => {
-                let store = GoogleCloudStorageBuilder::from_env()
-                    .with_bucket_name(bucket)
-                    .with_config(object_store::gcp::GoogleConfigKey::Client(timeout.0), timeout.1)
-                    .with_retry(patience.retry())
-                    .build();
-                Ok(Some(Store::new(under(Arc::new(store.map_err(fail)?), prefix))))
+                let store = self.google.connect(bucket, patience)?;
+                Ok(Some(Store::new(under(store, prefix)).of(Provider::Google)))
             }
         }
     }

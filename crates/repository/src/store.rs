@@ -14,7 +14,7 @@ use object_store::{
     Error as StoreError, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Provider, Result};
 use crate::folder::Folder;
 
 /// Largest record that is read whole.
@@ -39,6 +39,7 @@ pub(crate) struct Store {
     inner: Arc<dyn ObjectStore>,
     /// The folder that it is, where it is one.
     folder: Option<Arc<Folder>>,
+    provider: Provider,
 }
 
 impl fmt::Debug for Store {
@@ -50,12 +51,22 @@ impl fmt::Debug for Store {
 
 impl Store {
     pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, folder: None }
+        Self { inner, folder: None, provider: Provider::Other }
+    }
+
+    /// The same, of a provider whose own words are wanted where it fails.
+    pub(crate) fn of(self, provider: Provider) -> Self {
+        Self { provider, ..self }
+    }
+
+    /// What a failure of it means.
+    pub(crate) fn failed(&self, doing: &'static str, key: &str, error: &StoreError) -> Error {
+        Error::store(self.provider, doing, key, error)
     }
 
     /// A store that is a folder, out of which nothing in it may lead.
     pub(crate) fn in_folder(inner: Arc<dyn ObjectStore>, root: PathBuf) -> Self {
-        Self { inner, folder: Some(Arc::new(Folder(root))) }
+        Self { folder: Some(Arc::new(Folder(root))), ..Self::new(inner) }
     }
 
     /// What is free on the disk that it is on.
@@ -76,7 +87,7 @@ impl Store {
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Bytes>> {
         let found = match self.inner.get(&self.path(key)?).await {
             Ok(found) => found,
-            Err(error) => return missing_as_none(Error::store("read", key, &error)),
+            Err(error) => return missing_as_none(self.failed("read", key, &error)),
         };
         if found.meta.size > MAX_RECORD {
             return Err(Error::damaged(key, format!("a record of {} bytes cannot be right", found.meta.size)));
@@ -86,7 +97,7 @@ impl Store {
             // Trying again helps, which it does not with what is damaged.
             Ok(bytes) if (bytes.len() as u64) < size => Err(Error::cut_short(key, bytes.len(), size)),
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) => missing_as_none(Error::store("read", key, &error)),
+            Err(error) => missing_as_none(self.failed("read", key, &error)),
         }
     }
 
@@ -95,7 +106,7 @@ impl Store {
     /// others do not know them.
     pub(crate) async fn tail(&self, key: &str, expected: Option<u64>, length: u64) -> Result<(u64, Bytes)> {
         let at = self.path(key)?;
-        let fail = |error: &StoreError| Error::store("read", key, error);
+        let fail = |error: &StoreError| self.failed("read", key, error);
         let head = async || Ok::<_, Error>(self.inner.head(&at).await.map_err(|error| fail(&error))?.size);
         let mut size = match expected {
             Some(size) if size > 0 => size,
@@ -125,18 +136,18 @@ impl Store {
     /// Some bytes of an object; fewer when it ends before.
     pub(crate) async fn range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
         let read = self.inner.get_range(&self.path(key)?, range).await;
-        read.map_err(|error| Error::store("read", key, &error))
+        read.map_err(|error| self.failed("read", key, &error))
     }
 
     /// Writes, whether or not the object exists.
     pub(crate) async fn put(&self, key: &str, payload: PutPayload) -> Result<()> {
         let written = self.inner.put(&self.path(key)?, payload).await;
-        written.map(drop).map_err(|error| Error::store("write", key, &error))
+        written.map(drop).map_err(|error| self.failed("write", key, &error))
     }
 
     pub(crate) async fn upload(&self, key: &str) -> Result<Box<dyn MultipartUpload>> {
         let begun = self.inner.put_multipart(&self.path(key)?).await;
-        begun.map_err(|error| Error::store("write", key, &error))
+        begun.map_err(|error| self.failed("write", key, &error))
     }
 
     /// Asks the store to write an object that does not exist. `false`: it does.
@@ -144,7 +155,7 @@ impl Store {
         match self.inner.put_opts(&self.path(key)?, bytes.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(true),
             Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Ok(false),
-            Err(error) => Err(Error::store("create", key, &error)),
+            Err(error) => Err(self.failed("create", key, &error)),
         }
     }
 
@@ -179,7 +190,7 @@ impl Store {
     pub(crate) async fn delete(&self, key: &str) -> Result<()> {
         match self.inner.delete(&self.path(key)?).await {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(Error::store("delete", key, &error)),
+            Err(error) => Err(self.failed("delete", key, &error)),
         }
     }
 
@@ -207,7 +218,10 @@ impl Store {
             return Ok(sorted(files));
         }
         let (prefix, offset) = (self.path(folder)?, self.path(after)?);
-        self.collect(folder, self.inner.list_with_offset(Some(&prefix), &offset)).await
+        let mut found = self.collect(folder, self.inner.list_with_offset(Some(&prefix), &offset)).await?;
+        // Not every store takes "after" as S3 does: the JSON API of Google, for one, begins with the key itself.
+        found.retain(|entry| entry.key.as_str() > after);
+        Ok(found)
     }
 
     /// What looks into a folder of the repository, where that is one.
@@ -242,14 +256,14 @@ impl Store {
         listing: futures::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>>,
     ) -> Result<Vec<Entry>> {
         let entries = listing.map_ok(|meta| Entry { key: meta.location.to_string(), size: meta.size }).try_collect();
-        Ok(sorted(entries.await.map_err(|error| Error::store("list", folder, &error))?))
+        Ok(sorted(entries.await.map_err(|error| self.failed("list", folder, &error))?))
     }
 
     /// Names of the folders directly in a folder, sorted.
     pub(crate) async fn folders(&self, folder: &str) -> Result<Vec<String>> {
         self.look_in(folder, Folder::check_folder).await?;
         let found = self.inner.list_with_delimiter(Some(&self.path(folder)?)).await;
-        let found = found.map_err(|error| Error::store("list", folder, &error))?;
+        let found = found.map_err(|error| self.failed("list", folder, &error))?;
         let mut names: Vec<_> =
             found.common_prefixes.iter().filter_map(|prefix| Some(prefix.filename()?.to_owned())).collect();
         names.sort_unstable();

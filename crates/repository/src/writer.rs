@@ -8,7 +8,7 @@ use hindsight_format::{FORMAT_VERSION, FrameEntry, LogSummary, ObjectKind};
 use object_store::{MultipartUpload, PutPayload};
 use tokio::task::JoinSet;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, FailureKind, Result};
 use crate::frames::{EncodedFrame, encode_footer, footer_of, header};
 use crate::repository::Repository;
 use crate::seal::Sealer;
@@ -179,8 +179,13 @@ impl ObjectWriter {
             while !self.in_flight.is_empty() {
                 self.wait_for_part().await?;
             }
-            if let Some(upload) = &mut self.upload {
-                upload.complete().await.map_err(|error| Error::store("write", &self.stored_key, &error))?;
+            if let Some(upload) = &mut self.upload
+                && let Err(error) = upload.complete().await
+            {
+                let error = self.store.failed("write", &self.stored_key, &error);
+                if !is_stored_after(&error, &self.store, &self.stored_key, self.stored_bytes, &self.end).await {
+                    return Err(error);
+                }
             }
             self.upload = None;
         }
@@ -258,7 +263,7 @@ impl ObjectWriter {
     async fn wait_for_part(&mut self) -> Result<()> {
         match self.in_flight.join_next().await {
             None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(error))) => Err(Error::store("write", &self.stored_key, &error)),
+            Some(Ok(Err(error))) => Err(self.store.failed("write", &self.stored_key, &error)),
             Some(Err(_)) => Err(Error::cut_off("write", &self.stored_key)),
         }
     }
@@ -278,6 +283,17 @@ impl ObjectWriter {
         self.buffered -= length - wanted;
         pieces.into_iter().collect()
     }
+}
+
+/// Whether an object of `size` bytes that end with `end` is there although its end was refused. The library repeats a
+/// request whose answer got lost, and not every store knows an upload that it has completed:
+/// <https://github.com/minio/minio/issues/13318>.
+async fn is_stored_after(error: &Error, store: &Store, key: &str, size: u64, end: &Bytes) -> bool {
+    let refused = match error {
+        Error::Store { failure, .. } => failure.kind == FailureKind::Other,
+        other => other.is_missing(),
+    };
+    refused && store.tail(key, Some(size), end.len() as u64).await.is_ok_and(|found| found.0 == size && found.1 == *end)
 }
 
 impl Drop for ObjectWriter {

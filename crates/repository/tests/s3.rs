@@ -18,6 +18,7 @@ fn spec(server: &S3Server, url: &str, secret: &str) -> RepositorySpec {
             secret_access_key: Some(secret.into()),
             ..S3Options::default()
         },
+        ..RepositorySpec::default()
     }
 }
 
@@ -103,6 +104,8 @@ async fn passing_trouble_passes() {
     server.faults().plan(S3Op::Put, "", 4, Fault::Busy);
     server.faults().plan(S3Op::Put, "partNumber=2", 1, Fault::LostAnswer);
     server.faults().plan(S3Op::Get, "", 3, Fault::Error);
+    // It was completed, but the answer was lost: the next attempt is refused, as there is no such upload.
+    server.faults().plan(S3Op::Put, "?uploadId=", 1, Fault::LostAnswer);
     write_object(&cluster, &key, &frames).await.unwrap();
     let reader = cluster.object_reader(&key, None).await.unwrap();
     assert_eq!(read_raw(&reader).await.unwrap(), frames.iter().flat_map(|(raw, _)| raw.clone()).collect::<Vec<_>>());

@@ -1,13 +1,17 @@
-//! What the tests of Hindsight judge it by: real MongoDB servers, an S3 server, and an oracle that compares the
-//! contents of two clusters.
+//! What the tests of Hindsight judge it by: real MongoDB servers, servers that speak as S3 and Google Cloud
+//! Storage do, and an oracle that compares the contents of two clusters.
 //!
 //! For tests only: errors are [`anyhow::Error`]s meant to be unwrapped, and everything started here (processes, ports,
 //! folders) is gone when its value is dropped.
 
 mod binary;
 mod disk;
+mod faults;
 mod faulty;
+mod google;
+mod http;
 mod mongod;
+mod objects;
 mod replica_set;
 mod s3;
 mod spawner;
@@ -17,9 +21,11 @@ pub mod workload;
 
 pub use binary::{mongod_binary, mongod_version};
 pub use disk::SmallDisk;
+pub use faults::{Fault, Faults, S3Op};
 pub use faulty::{CallFault, FaultyStore};
+pub use google::GoogleServer;
 pub use mongod::{Mongod, MongodOptions};
 pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};
-pub use s3::{Fault, Faults, S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Op, S3Server};
+pub use s3::{S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Server};
 pub use state::{ClusterState, CollectionState, Contents, last_optime};
 pub use tls::{CLIENT_SUBJECT, Certificates};

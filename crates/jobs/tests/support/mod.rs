@@ -62,7 +62,9 @@ impl Store {
             secret_access_key: Some(S3_SECRET_KEY.into()),
             ..S3Options::default()
         };
-        let repository = Repository::open_or_create(&RepositorySpec { url: url.to_owned(), s3 }).await?;
+        let repository =
+            Repository::open_or_create(&RepositorySpec { url: url.to_owned(), s3, ..RepositorySpec::default() })
+                .await?;
         Ok(Self { _folder: None, repository })
     }
 

@@ -64,7 +64,7 @@ impl Cli {
 
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(&self.program);
-        let own = ["HINDSIGHT_", "PBM_", "AWS_", "XDG_"];
+        let own = ["HINDSIGHT_", "PBM_", "AWS_", "GOOGLE_", "GCE_", "XDG_"];
         for (name, _) in std::env::vars().filter(|(name, _)| own.iter().any(|start| name.starts_with(start))) {
             command.env_remove(name);
         }

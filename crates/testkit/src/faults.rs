@@ -1,4 +1,4 @@
-//! Faults of an [`S3Server`](super::S3Server), and the number of requests it got.
+//! Faults of a server of objects, and the number of requests it got.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ pub enum S3Op {
 
 impl S3Op {
     /// What a request asks for, in path style. A bucket has one part in its path, an object more.
-    pub(super) fn of(method: &Method, uri: &Uri) -> Self {
+    pub(crate) fn of(method: &Method, uri: &Uri) -> Self {
         let object = uri.path().trim_matches('/').contains('/');
         let query = uri.query().unwrap_or_default();
         match *method {
@@ -94,7 +94,7 @@ impl Faults {
         self.hanging.send_replace(hangs);
     }
 
-    pub(super) async fn wait_while_hanging(&self) {
+    pub(crate) async fn wait_while_hanging(&self) {
         // The sender is in `self`.
         let _ = self.hanging.subscribe().wait_for(|hangs| !hangs).await;
     }
@@ -113,7 +113,7 @@ impl Faults {
     }
 
     /// Counts a request and says what befalls it.
-    pub(super) fn strike(&self, op: S3Op, uri: &Uri) -> Option<Fault> {
+    pub(crate) fn strike(&self, op: S3Op, uri: &Uri) -> Option<Fault> {
         let mut state = self.state();
         *state.counts.entry(op).or_default() += 1;
         if state.denied.contains(&op) {
