@@ -21,6 +21,8 @@ pub(crate) struct Found {
     pub(crate) indexes: Vec<Document>,
     /// Size of its documents, about.
     pub(crate) bytes: u64,
+    /// Bytes of a document on average, about; 0 when not known.
+    pub(crate) average: u64,
     /// What was copied of it.
     pub(crate) segments: Vec<Segment>,
     /// Its documents, where they are known without reading them.
@@ -80,7 +82,7 @@ pub(crate) async fn list(source: &Source, selection: &Selection) -> Result<Vec<F
             collection.indexes = indexes;
             match collection.name.as_str() {
                 namespace::VIEWS => collection.known = Some(views(&db, &listing)?),
-                name => collection.bytes = size(&database, name).await,
+                name => (collection.bytes, collection.average) = size(&database, name).await,
             }
             found.push(collection);
         }
@@ -120,7 +122,7 @@ fn parse(db: &str, info: &Document) -> Result<Option<Found>> {
     let uuid = info.get_document("info").ok().and_then(|i| uuid_of(i.get("uuid"))).ok_or_else(|| bad(&"no UUID"))?;
     let options = info.get_document("options").cloned().unwrap_or_default();
     let db = db.to_owned();
-    Ok(Some(Found { uuid, db, name, options, indexes: Vec::new(), bytes: 0, segments: Vec::new(), known: None }))
+    Ok(Some(Found { uuid, db, name, options, indexes: Vec::new(), bytes: 0, average: 0, segments: Vec::new(), known: None }))
 }
 
 /// The documents of `system.views`, as BSON. Of a time-series it only matters that it is one: the rest
@@ -158,8 +160,9 @@ async fn indexes(database: &Database, collection: &Found) -> Result<Option<Vec<D
     Ok(Some(finished.collect()))
 }
 
-/// Size of the documents, for progress and splitting only.
-async fn size(database: &Database, name: &str) -> u64 {
+/// Size of all documents and of one on average, for progress, splitting and batches only.
+async fn size(database: &Database, name: &str) -> (u64, u64) {
     let reply = database.run_command(doc! {"collStats": name}).await.unwrap_or_default();
-    number(&reply, "size").and_then(|n| u64::try_from(n).ok()).unwrap_or(0)
+    let bytes = |field: &str| number(&reply, field).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+    (bytes("size"), bytes("avgObjSize"))
 }

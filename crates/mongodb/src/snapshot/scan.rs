@@ -26,6 +26,11 @@ use crate::oplog::entry::{Uuid, malformed, next_document};
 /// scan then costs no more than a checkpoint would keep. All others are read in their natural order, which costs the server
 /// less, as it need not look each document up.
 const RANGES: u64 = 4;
+/// Bytes that the server is asked for at a time, about. It would give up to 16 MiB: memory that is neither in the processor's
+/// caches when it is copied, nor kept at hand by the allocator.
+const BATCH: u64 = 4 << 20;
+/// Documents that it is asked for at a time, at the most.
+const MAX_BATCH: u64 = 1_000_000;
 /// A scan that is ended this often in a row without getting further fails.
 const ATTEMPTS: u32 = 30;
 /// So does one to which no server has answered for this long: an election is over sooner.
@@ -41,6 +46,8 @@ pub(super) struct Piece {
     namespace: String,
     pub(super) range: Option<Range>,
     pub(super) bytes: u64,
+    /// Documents that the server is asked for at a time.
+    batch: u32,
     known: Option<Vec<u8>>,
     /// What was read, if it was.
     pub(super) segment: Option<Segment>,
@@ -104,6 +111,7 @@ impl Piece {
             namespace: found.namespace(),
             range,
             bytes,
+            batch: BATCH.checked_div(found.average).unwrap_or(MAX_BATCH).clamp(1, MAX_BATCH) as u32,
             known: found.known.clone(),
             segment,
         }
@@ -285,12 +293,12 @@ async fn open(
             command.insert("min", doc! {"_id": from.clone()});
         }
     }
-    command.insert("batchSize", 1_000_000);
+    command.insert("batchSize", i64::from(piece.batch));
     command.insert("noCursorTimeout", true);
     command.insert("readConcern", doc! {"level": "majority"});
     let mut command = RawDocumentBuf::try_from(&command)?;
     if let Some(after) = after {
         command.append(bson::raw::cstr!("min"), after.clone());
     }
-    source.client.database(&piece.db).run_raw_cursor_command(command).batch().await
+    source.client.database(&piece.db).run_raw_cursor_command(command).batch_size(piece.batch).batch().await
 }
