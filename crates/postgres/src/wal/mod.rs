@@ -1,0 +1,1 @@
+//! The write-ahead log, from bytes to records. No I/O.
