@@ -2,8 +2,10 @@
 //!
 //! `wire` speaks the protocol for replication and simple queries, `wal` reads what comes over it.
 
+mod address;
 mod lsn;
 pub mod wal;
 pub mod wire;
 
-pub use lsn::{Lsn, TimelineId};
+pub use address::{Address, ChannelBinding, Host, RootCertificates, Seat, SslMode, TargetSession};
+pub use lsn::{Lsn, NotAnLsn, TimelineId};

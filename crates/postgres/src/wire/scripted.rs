@@ -1,0 +1,1 @@
+//! Servers that are scripted: what the servers at hand do not do.
