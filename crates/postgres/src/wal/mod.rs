@@ -1,1 +1,22 @@
 //! The write-ahead log, from bytes to records. No I/O.
+//!
+//! A [`WalReader`] takes the log in pieces of any size, verifies all of it and tells the few things that matter to a
+//! recovery: which transactions ended when, which restore points there are, where timelines branch off.
+//!
+//! The format is that of PostgreSQL's own headers, which are named where they say something; it changes between major
+//! versions, and every page says which one wrote it.
+
+mod decode;
+mod error;
+mod event;
+#[cfg(test)]
+mod handmade;
+mod layout;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+pub use error::{Problem, WalError};
+pub use event::{Checkpoint, Counts, Event, ResourceManager, Span, WalLevel, What, Xid};
+pub use layout::{Expect, SegmentSize, Version};
+pub use reader::WalReader;
