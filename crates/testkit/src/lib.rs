@@ -1,5 +1,5 @@
-//! What the tests of Hindsight judge it by: real MongoDB servers, an S3 server, and an oracle that compares the
-//! contents of two clusters.
+//! What the tests of Hindsight judge it by: real servers of MongoDB and PostgreSQL, an S3 server, and an oracle that
+//! compares the contents of two clusters.
 //!
 //! For tests only: errors are [`anyhow::Error`]s meant to be unwrapped, and everything started here (processes, ports,
 //! folders) is gone when its value is dropped.
@@ -8,6 +8,7 @@ mod binary;
 mod disk;
 mod faulty;
 mod mongod;
+mod postgres;
 mod replica_set;
 mod s3;
 mod spawner;
@@ -19,6 +20,7 @@ pub use binary::{mongod_binary, mongod_version};
 pub use disk::SmallDisk;
 pub use faulty::{CallFault, FaultyStore};
 pub use mongod::{Mongod, MongodOptions};
+pub use postgres::{Postgres, PostgresOptions, postgres_programs, postgres_version};
 pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};
 pub use s3::{Fault, Faults, S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Op, S3Server};
 pub use state::{ClusterState, CollectionState, Contents, last_optime};
