@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use postgres_protocol::message::backend::{COPY_DATA_TAG, Header, Message};
@@ -21,6 +22,8 @@ const LONGEST: usize = 64 << 20;
 const LONGEST_OF_STRANGERS: usize = 64 << 10;
 /// Room for what is read at once.
 const READ: usize = 256 << 10;
+/// How long the reason of a connection that broke is looked for.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Servers report some dozen parameters; who sends many more means harm.
 const MOST_PARAMETERS: usize = 1000;
 
@@ -71,13 +74,36 @@ impl Channel {
 
     /// Sends what is queued. May be given up at any moment, and gone on with later.
     pub(super) async fn flush(&mut self, doing: &str) -> Result<()> {
-        let broken = |error| Error::broken(doing, error);
+        match self.write().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.last_words(doing, error).await),
+        }
+    }
+
+    async fn write(&mut self) -> io::Result<()> {
         while self.output.has_remaining() {
-            if self.socket.write_buf(&mut self.output).await.map_err(broken)? == 0 {
-                return Err(broken(io::ErrorKind::WriteZero.into()));
+            if self.socket.write_buf(&mut self.output).await? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
             }
         }
-        self.socket.flush().await.map_err(broken)
+        self.socket.flush().await
+    }
+
+    /// A server that ended the session has said why before it closed its side.
+    async fn last_words(&mut self, doing: &str, error: io::Error) -> Error {
+        let words = async {
+            loop {
+                match self.receive(doing).await {
+                    Ok(Incoming::Failed(server)) => return Some(server),
+                    Ok(_) => {}
+                    Err(_) => return None,
+                }
+            }
+        };
+        match tokio::time::timeout(PATIENCE, words).await {
+            Ok(Some(server)) => Error::refused(doing, server),
+            _ => Error::broken(doing, error),
+        }
     }
 
     /// The next message. May be given up at any moment: nothing is lost then.

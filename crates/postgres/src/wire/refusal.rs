@@ -82,7 +82,9 @@ pub(super) fn hint(server: &ServerError) -> Option<String> {
         },
         code::INVALID_CATALOG_NAME => "check the name of the database in the connection string",
         code::CANNOT_CONNECT_NOW => "wait until it has started, or shut down; its log tells how far it is",
-        code::ADMIN_SHUTDOWN | code::CRASH_SHUTDOWN => "see what the server's log says, and try again when it runs",
+        code::ADMIN_SHUTDOWN | code::CRASH_SHUTDOWN | code::IDLE_SESSION_TIMEOUT => {
+            "see what the server's log says, and connect again when it runs"
+        }
         code::FEATURE_NOT_SUPPORTED | code::SYNTAX_ERROR => {
             "see the version of the server: replication as it is used here came with PostgreSQL 13"
         }

@@ -145,7 +145,44 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
     use super::*;
+
+    #[test]
+    fn a_certificate_that_vouches_for_itself_is_taken_where_it_is_a_root() {
+        let certificate = |authority: bool, years: std::ops::Range<i32>| {
+            let mut params = CertificateParams::new(vec!["db1".to_owned()]).unwrap();
+            params.is_ca = if authority { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
+            params.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+            params.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+            params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+        };
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verify = |shown: &CertificateDer<'static>, root: &CertificateDer<'static>, name: Option<&'static str>| {
+            let mut store = RootCertStore::empty();
+            store.add(root.clone()).unwrap();
+            let verifier = Verifier::new(&provider, store, vec![root.clone()], name.is_some());
+            let name = ServerName::try_from(name.unwrap_or("other")).unwrap();
+            verifier.verify_server_cert(shown, &[], &name, &[], UnixTime::now())
+        };
+        for authority in [true, false] {
+            let (shown, another) = (certificate(authority, 2020..3000), certificate(authority, 2020..3000));
+            assert!(verify(&shown, &shown, None).is_ok());
+            assert!(verify(&shown, &shown, Some("db1")).is_ok());
+            assert!(verify(&shown, &shown, Some("db2")).is_err());
+            assert!(verify(&shown, &another, None).is_err());
+            let expired = certificate(authority, 2000..2010);
+            let error = verify(&expired, &expired, None).unwrap_err();
+            assert!(error.to_string().contains("xpired"), "{error}");
+            assert!(
+                Verifier::of_nothing(&provider)
+                    .verify_server_cert(&expired, &[], &ServerName::try_from("x").unwrap(), &[], UnixTime::now())
+                    .is_ok()
+            );
+        }
+    }
 
     #[test]
     fn what_is_no_certificate_has_no_end_point() {
