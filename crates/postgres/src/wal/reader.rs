@@ -126,7 +126,8 @@ impl WalReader {
         self.first
     }
 
-    /// The last record that was verified. The log is good up to its end.
+    /// The last record that was verified. The log is good up to its end, which for one that leaves its segment is the
+    /// segment's, even before that was read.
     pub fn last_record(&self) -> Option<Span> {
         self.last
     }
