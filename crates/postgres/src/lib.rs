@@ -4,8 +4,10 @@
 
 mod address;
 mod lsn;
+mod point;
 pub mod wal;
 pub mod wire;
 
 pub use address::{Address, ChannelBinding, Host, RootCertificates, Seat, SslMode, TargetSession};
 pub use lsn::{Lsn, NotAnLsn, TimelineId};
+pub use point::{of_point, of_position, point};
