@@ -1,8 +1,9 @@
 //! PostgreSQL: what a point-in-time recovery of it is made of.
 //!
-//! `wire` speaks the protocol for replication and simple queries, `wal` reads what comes over it.
+//! `wire` speaks the protocol for replication and simple queries, `wal` and `base` read what comes over it.
 
 mod address;
+pub mod base;
 mod lsn;
 mod point;
 pub mod wal;
