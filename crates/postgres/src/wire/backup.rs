@@ -42,7 +42,7 @@ pub struct BackupOptions {
 }
 
 /// `MANIFEST_CHECKSUMS`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "they are the names of algorithms")]
 pub enum ManifestChecksums {
     None,
@@ -319,7 +319,7 @@ impl BackupOptions {
 }
 
 impl ManifestChecksums {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::None => "NONE",
             Self::Crc32c => "CRC32C",
