@@ -1,11 +1,13 @@
 //! PostgreSQL: what a point-in-time recovery of it is made of.
 //!
-//! `wire` speaks the protocol for replication and simple queries, `wal` and `base` read what comes over it.
+//! `wire` speaks the protocol for replication and simple queries, `wal` and `base` read what comes over it, `restore` gives
+//! it back to a server.
 
 mod address;
 pub mod base;
 mod lsn;
 mod point;
+pub mod restore;
 pub mod wal;
 pub mod wire;
 

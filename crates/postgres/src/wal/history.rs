@@ -80,6 +80,27 @@ impl History {
         &self.branches
     }
 
+    /// The history of a timeline that branches off from this one at `end`. None if it is not newer, or branches off before
+    /// this one begins.
+    pub fn branched(&self, end: Lsn, timeline: TimelineId, reason: &str) -> Option<Self> {
+        let begins = self.branches.last().map_or(Lsn::INVALID, |last| last.end);
+        if timeline <= self.timeline || end < begins {
+            return None;
+        }
+        let mut branches = self.branches.clone();
+        branches.push(Branch { timeline: self.timeline, end, reason: reason.to_owned() });
+        Some(Self { timeline, branches })
+    }
+
+    /// The history of a timeline on the way here.
+    pub fn of(&self, timeline: TimelineId) -> Option<Self> {
+        if timeline == self.timeline {
+            return Some(self.clone());
+        }
+        let before = self.branches.iter().position(|branch| branch.timeline == timeline)?;
+        Some(Self { timeline, branches: self.branches.iter().take(before).cloned().collect() })
+    }
+
     /// The timeline that the byte at `lsn` is of.
     pub fn at(&self, lsn: Lsn) -> TimelineId {
         self.branches.iter().find(|branch| lsn < branch.end).map_or(self.timeline, |branch| branch.timeline)
