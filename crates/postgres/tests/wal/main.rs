@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod compare;
+mod segments;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -260,7 +261,12 @@ async fn the_log_goes_on_through_a_promotion() {
 
 /// Recovers a base with some settings, and gives what is in it.
 async fn recover(base: &Path, archive: &Path, target: &[(&str, &str)]) -> String {
-    let command = format!("cp {}/%f %p", archive.display());
+    recover_to(base, archive, target).await.0
+}
+
+/// The same, with what the server had to say.
+async fn recover_to(base: &Path, archive: &Path, target: &[(&str, &str)]) -> (String, String) {
+    let command = format!("cp '{}/%f' %p", archive.display());
     let restore = options().set("restore_command", &command).set("recovery_target_action", "promote");
     let options = target.iter().fold(restore, |options, (name, value)| options.set(name, value));
     let restored = Postgres::prepare(options).unwrap();
@@ -271,7 +277,7 @@ async fn recover(base: &Path, archive: &Path, target: &[(&str, &str)]) -> String
     while restored.sql("select pg_is_in_recovery()").await.unwrap() != "f" {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    restored.sql("select count(*), max(id) from event").await.unwrap()
+    (restored.sql("select count(*), max(id) from event").await.unwrap(), restored.log())
 }
 
 #[tokio::test]
