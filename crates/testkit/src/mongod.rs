@@ -281,13 +281,13 @@ impl Drop for Mongod {
 
 /// A port that no other test takes while this value lives, in this process or another: a locked file stands for it.
 #[derive(Debug)]
-struct Port {
-    number: u16,
+pub(crate) struct Port {
+    pub(crate) number: u16,
     _lock: File,
 }
 
 impl Port {
-    fn take() -> Result<Self> {
+    pub(crate) fn take() -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("hindsight-ports-{}", getuid().as_raw()));
         fs::create_dir_all(&folder)?;
         for _ in 0..1000 {

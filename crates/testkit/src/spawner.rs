@@ -1,5 +1,6 @@
 //! Children that never outlive the test process.
 
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
@@ -32,7 +33,12 @@ pub(crate) fn spawn(command: Command) -> Result<Child> {
 }
 
 /// A command for `program` that dies with its parent, if [`spawn`] starts it.
-pub(crate) fn tied(program: &std::path::Path) -> Command {
+pub(crate) fn tied(program: &Path) -> Command {
+    tied_as(program, None)
+}
+
+/// The same as another user, by the numbers of user and group, which takes root and util-linux.
+pub(crate) fn tied_as(program: &Path, owner: Option<(u32, u32)>) -> Command {
     static SETPRIV: OnceLock<bool> = OnceLock::new();
     let setpriv = *SETPRIV.get_or_init(|| {
         Command::new("setpriv")
@@ -40,10 +46,13 @@ pub(crate) fn tied(program: &std::path::Path) -> Command {
             .output()
             .is_ok_and(|output| output.status.success())
     });
-    if !setpriv {
+    if !setpriv && owner.is_none() {
         return Command::new(program);
     }
     let mut command = Command::new("setpriv");
+    if let Some((user, group)) = owner {
+        command.args(["--reuid", &user.to_string(), "--regid", &group.to_string(), "--clear-groups"]);
+    }
     command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
