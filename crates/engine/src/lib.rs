@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use check::{DataCheck, LogCheck};
 pub use error::{EngineError, FailureKind};
-pub use log::{LogBuffer, LogReader, LogStart};
+pub use log::{Kept, LogBuffer, LogReader, LogRequest, LogStart};
 pub use progress::{Progress, Step};
 pub use restore::{NamespaceChange, Preview, Renaming, Selection, SelectionError};
 pub use scratch::{Examined, Scratch, ScratchRequest};
@@ -50,8 +50,15 @@ pub trait Engine: Send + Sync {
     /// What a snapshot holds, by name. Reads the repository alone: no database is needed.
     async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<CollectionInfo>>;
 
-    /// Starts to follow the log after `after`, or at its present end.
-    async fn open_log(&self, after: Option<&Point>) -> Result<LogStart>;
+    /// Sees to it that the server keeps its log until it is captured, or no longer does; refuses where it cannot, saying
+    /// why. May be called again and again. Where servers keep their log by themselves, as long as it has room, there is
+    /// nothing to do.
+    async fn keep_log(&self, _cluster: &ClusterRepository, _keep: bool) -> Result<Kept> {
+        Ok(Kept::ByItself)
+    }
+
+    /// Starts to follow the log.
+    async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart>;
 
     /// Everything that can be checked and told before a restore, without changing anything.
     async fn prepare_restore(

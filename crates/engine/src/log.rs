@@ -7,11 +7,25 @@ use hindsight_repository::{ClusterRepository, FRAME_TARGET, WrittenObject, encod
 
 use crate::{EngineError, FailureKind, Result};
 
+/// Which log to follow, and from where.
+#[derive(Clone, Copy, Debug)]
+pub struct LogRequest<'a> {
+    /// The cluster's part of the repository.
+    pub cluster: &'a ClusterRepository,
+    /// What is stored ends here; none to begin at the log's present end.
+    pub after: Option<&'a Point>,
+}
+
 /// How following a log begins.
 pub enum LogStart {
-    /// The log goes on right after the point asked for.
-    Continues(Box<dyn LogReader>),
-    /// The log no longer holds that point, or holds another history there.
+    /// The log goes on.
+    Continues {
+        /// What follows it.
+        reader: Box<dyn LogReader>,
+        /// After which point: the one asked for, where one was.
+        at: Point,
+    },
+    /// The log no longer holds the point asked for, or holds another history there.
     Lost {
         /// One sentence for people.
         cause: String,
@@ -24,6 +38,23 @@ pub trait LogReader: Send {
     /// Appends what comes next, as soon as something comes; returns with nothing new after about a
     /// second, so that the caller can look after other things.
     async fn read(&mut self, buffer: &mut LogBuffer) -> Result<()>;
+
+    /// Everything up to `until` is in the repository: where a server keeps its log for whoever follows it, it may forget
+    /// that much. Must not wait.
+    fn stored(&mut self, _until: &Point) {}
+}
+
+/// How a server keeps its log for the capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Nobody has to ask it to.
+    ByItself,
+    /// It was not asked before; what was made for that, as a sentence.
+    Made(String),
+    /// It was as it should be already; what there is, as a sentence.
+    Already(String),
+    /// It keeps the log no longer; what was removed, as a sentence.
+    Released(String),
 }
 
 /// Log records on their way to a slice.

@@ -26,8 +26,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    CollectionInfo, DataCheck, Engine, EngineError, Grant, Job, LogCheck, LogStart, Preview, Probe, ReplayTotals,
-    RestoreOptions, Result, Scratch, ScratchRequest, Selection, SnapshotRequest,
+    CollectionInfo, DataCheck, Engine, EngineError, Grant, Job, LogCheck, LogRequest, LogStart, Preview, Probe,
+    ReplayTotals, RestoreOptions, Result, Scratch, ScratchRequest, Selection, SnapshotRequest,
 };
 use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -103,14 +103,14 @@ impl Engine for MongoEngine {
         Ok(collections)
     }
 
-    async fn open_log(&self, after: Option<&Point>) -> Result<LogStart> {
+    async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart> {
         let source = self.cluster().await?.source().await?;
-        let after = match after {
+        let after = match request.after {
             Some(point) => Optime::from_point(point)?,
             None => source.progress().await?.committed,
         };
         Ok(match OplogReader::open(&source.client, after).await? {
-            Opened::Continues(reader) => LogStart::Continues(reader),
+            Opened::Continues(reader) => LogStart::Continues { reader, at: after.point()? },
             Opened::Lost(cause) => LogStart::Lost { cause },
         })
     }

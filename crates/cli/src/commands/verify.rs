@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::restore::parse_point;
 use super::stored_cluster;
+use crate::cluster::engine_of;
 use crate::context::Context;
 use crate::engines;
 use crate::exit::{Exit, Failure};
@@ -55,10 +56,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let cluster = context.unless_stopped(stored_cluster(context)).await?;
     let cluster = context.unlocked(cluster.repository()).await?.cluster(cluster.name())?;
     context.journal.attach(&cluster, "verify");
-    let engine = match context.unless_stopped(cluster.descriptor()).await? {
-        Some(descriptor) => engines::offline(&descriptor.identity.engine)?,
-        None => return Err(Failure::new(Exit::Damaged, format!("{} is missing", cluster.keys().descriptor()))),
-    };
+    let engine = context.unless_stopped(engine_of(&cluster)).await?;
     let target = args.target(&*engine)?;
     let only = context.unless_stopped(args.only(&cluster, &target)).await?;
 
