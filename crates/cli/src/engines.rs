@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hindsight_engine::Engine;
+use hindsight_engine::{Engine, Words};
 use hindsight_mongodb::MongoEngine;
 
 use crate::exit::{Exit, Failure};
@@ -19,6 +19,12 @@ pub(crate) fn connecting(uri: &DatabaseUri) -> Result<Arc<dyn Engine>, Failure> 
     }
     Err(Failure::usage(format!("no engine knows databases such as {uri}"))
         .hint("a connection string begins with mongodb:// or mongodb+srv://"))
+}
+
+/// What the engine calls things that stored something; neutral words where this program does not have it.
+pub(crate) fn words(name: &str) -> &'static Words {
+    const NEUTRAL: Words = Words { container: ("container", "containers"), item: ("item", "items"), index: None };
+    offline(name).map_or(&NEUTRAL, |engine| engine.words())
 }
 
 /// The program of a scratch server: the one that was named, or else the one in the environment.

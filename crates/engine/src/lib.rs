@@ -11,6 +11,7 @@ mod progress;
 mod restore;
 mod scratch;
 mod throttle;
+mod words;
 
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
@@ -26,6 +27,7 @@ pub use progress::{Progress, Step};
 pub use restore::{NamespaceChange, Preview, Renaming, Selection, SelectionError};
 pub use scratch::{Examined, Scratch, ScratchRequest};
 pub use throttle::Throttle;
+pub use words::{Noun, Words};
 
 /// Result of an engine's work.
 pub type Result<T> = std::result::Result<T, EngineError>;
@@ -33,6 +35,9 @@ pub type Result<T> = std::result::Result<T, EngineError>;
 /// One database cluster, reached over its own protocol.
 #[async_trait]
 pub trait Engine: Send + Sync {
+    /// What it calls things.
+    fn words(&self) -> &'static Words;
+
     /// The restore point meant by `text` when it is no time but a position of this database
     /// (MongoDB: `T,I`); none when it is not one.
     fn parse_position(&self, text: &str) -> Option<Target>;
@@ -48,7 +53,7 @@ pub trait Engine: Send + Sync {
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest>;
 
     /// What a snapshot holds, by name. Reads the repository alone: no database is needed.
-    async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<CollectionInfo>>;
+    async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<Content>>;
 
     /// Sees to it that the server keeps its log until it is captured, or no longer does; refuses where it cannot, saying
     /// why. May be called again and again. Where servers keep their log by themselves, as long as it has room, there is
@@ -163,16 +168,16 @@ pub struct SnapshotRequest {
     pub resume: bool,
 }
 
-/// A collection or table in a snapshot, as it was when it was copied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct CollectionInfo {
+/// A container in a snapshot, as it was when it was copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
     /// Its name.
     pub name: String,
-    /// Documents or rows.
-    pub documents: u64,
+    /// Items in it.
+    pub items: u64,
     /// Bytes before compression.
     pub bytes: u64,
-    /// Its indexes.
+    /// Its indexes, where the engine counts them.
     pub indexes: u64,
 }
 

@@ -125,7 +125,7 @@ impl Selection {
 }
 
 /// What a restore will do to its target: shown before the confirmation, and by `--dry-run`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Preview {
     /// The cluster that is written to.
     pub into: ClusterIdentity,
@@ -143,12 +143,12 @@ pub struct Preview {
 }
 
 /// One namespace of the target.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct NamespaceChange {
     /// Its name.
     pub namespace: String,
-    /// Documents or rows it has now, about.
-    pub documents: u64,
+    /// Items it has now, about.
+    pub items: u64,
     /// Bytes it has now, about.
     pub bytes: u64,
     /// Whether the base snapshot has it too.

@@ -92,14 +92,14 @@ impl std::fmt::Display for RestoreState {
 /// What a restore wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreTotals {
-    /// Collections created.
+    /// Containers created, in the engine's words: collections, databases.
     pub collections: u64,
-    /// Documents inserted.
+    /// Items written, in the engine's words: documents, files.
     pub documents: u64,
-    /// Bytes inserted.
+    /// Bytes written.
     pub bytes: u64,
-    /// Indexes built.
+    /// Indexes built, where the engine counts them.
     pub indexes: u64,
-    /// Log records folded.
+    /// Log records taken into account.
     pub log_records: u64,
 }

@@ -56,8 +56,9 @@ pub async fn backup(
         match &taken {
             Ok(manifest) => tracing::info!(
                 target: RESULT,
-                "done: {} documents, {} bytes stored; it is at {}",
+                "done: {} {}, {} bytes stored; it is at {}",
                 manifest.totals.documents,
+                engine.words().item.1,
                 manifest.totals.stored_bytes,
                 format_time(manifest.restore_time())
             ),

@@ -218,8 +218,9 @@ pub async fn restore(
         match &done {
             Ok(record) => tracing::info!(
                 target: RESULT,
-                "done: {} documents, {} log records taken into account",
+                "done: {} {}, {} log records taken into account",
                 record.totals.documents,
+                engine.words().item.1,
                 record.totals.log_records
             ),
             Err(error) => tracing::error!(target: RESULT, hint = error.hint(), "failed: {error}"),

@@ -26,8 +26,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    CollectionInfo, DataCheck, Engine, EngineError, Grant, Job, LogCheck, LogRequest, LogStart, Preview, Probe,
-    ReplayTotals, RestoreOptions, Result, Scratch, ScratchRequest, Selection, SnapshotRequest,
+    Content, DataCheck, Engine, EngineError, Grant, Job, LogCheck, LogRequest, LogStart, Preview, Probe, ReplayTotals,
+    RestoreOptions, Result, Scratch, ScratchRequest, Selection, SnapshotRequest, Words,
 };
 use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -38,6 +38,13 @@ use optime::Optime;
 
 /// Name of the engine in everything stored.
 pub const NAME: &str = "mongodb";
+
+/// What things are called.
+pub const WORDS: Words = Words {
+    container: ("collection", "collections"),
+    item: ("document", "documents"),
+    index: Some(("index", "indexes")),
+};
 
 /// A MongoDB replica set, by its connection string.
 pub struct MongoEngine {
@@ -62,6 +69,10 @@ impl MongoEngine {
 
 #[async_trait]
 impl Engine for MongoEngine {
+    fn words(&self) -> &'static Words {
+        &WORDS
+    }
+
     fn parse_position(&self, text: &str) -> Option<Target> {
         let (secs, inc) = text.split_once(',')?;
         let (secs, inc): (u32, u32) = (secs.trim().parse().ok()?, inc.trim().parse().ok()?);
@@ -95,7 +106,7 @@ impl Engine for MongoEngine {
         snapshot::take(&self.cluster().await?, job, request).await
     }
 
-    async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<CollectionInfo>> {
+    async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<Content>> {
         let catalog = snapshot::stored::load(cluster, manifest).await?;
         let mut collections: Vec<_> =
             catalog.collections.iter().map(snapshot::stored::StoredCollection::info).collect();

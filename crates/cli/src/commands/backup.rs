@@ -79,7 +79,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let next = (!protected).then(|| {
         format!("PITR is off: what comes after it is not kept. Switch it on with `{program} config --set pitr.enabled=true`.")
     });
-    let report = SnapshotReport::of(&manifest, path(&cluster, &manifest.id), None);
+    let report = SnapshotReport::of(&manifest, path(&cluster, &manifest.id), None, connected.engine.words());
     context.out.print(&Taken::of(report, progress.warnings(), next))
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hindsight_catalog::{Target, parse_time};
-use hindsight_engine::{Engine, Progress, Selection};
+use hindsight_engine::{Engine, Progress, Selection, Words};
 use hindsight_format::{OperationKind, RestoreRecord, RestoreState};
 use hindsight_jobs::{Proposal, RestoreRequest, propose, restore};
 use jiff::Timestamp;
@@ -17,13 +17,13 @@ use crate::output::Report;
 use crate::progress;
 use crate::report::plan::{PlanReport, Restored, next_steps};
 use crate::report::restores::RestoreReport;
+use crate::report::written;
 use crate::text;
 
 /// Bring the database back to a moment of its past
 ///
 /// After a restore to a time T the data are exactly what they were just before T: everything that
-/// was committed before T, nothing else. Collections that did not exist then do not exist
-/// afterwards. T is read as UTC unless it says otherwise. The plan is shown first; nothing is
+/// was committed before T, nothing else. What did not exist then does not exist afterwards. T is read as UTC unless it says otherwise. The plan is shown first; nothing is
 /// touched before it is confirmed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         skip_check: args.skip_check,
     };
     let proposal = context.unless_stopped(propose(&*engine, &repository, &source, request)).await?;
-    let plan = PlanReport::of(&proposal, point.taken_as_utc.as_deref(), context.program);
+    let plan = PlanReport::of(&proposal, engine.words(), point.taken_as_utc.as_deref(), context.program);
     if args.dry_run {
         return context.out.print(&plan);
     }
@@ -109,8 +109,8 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     }
     context.journal.attach(&source, "restore");
     let (record, warnings) = carry_out(&*engine, &proposal, context).await?;
-    let done = told(&record, &proposal, context.program);
-    context.out.print(&Restored { plan, restore: RestoreReport::of(&record, &[]), warnings, done })
+    let done = told(&record, &proposal, engine.words(), context.program);
+    context.out.print(&Restored { plan, restore: RestoreReport::of(&record, &[], engine.words()), warnings, done })
 }
 
 impl Args {
@@ -188,22 +188,19 @@ async fn with_consequences(failure: Failure, since: Timestamp, proposal: &Propos
 }
 
 /// What a restore did, and what to do next.
-fn told(record: &RestoreRecord, proposal: &Proposal, program: &str) -> String {
+fn told(record: &RestoreRecord, proposal: &Proposal, words: &Words, program: &str) -> String {
     let totals = &record.totals;
     let took = record.finished_at.map(|end| text::took(record.started_at, end)).unwrap_or_default();
     let next = next_steps(proposal, program);
     format!(
         "Restore {} is done.\n  \
          restore point  {}\n  \
-         restored       {}, {} ({}), {}\n  \
+         restored       {}\n  \
          log            {} taken into account\n  \
          took           {took}\n{next}\n",
         record.id,
         record.target,
-        text::things(totals.collections, "collection", "collections"),
-        text::things(totals.documents, "document", "documents"),
-        text::bytes(totals.bytes),
-        text::things(totals.indexes, "index", "indexes"),
+        written(words, totals),
         text::things(totals.log_records, "record", "records"),
     )
 }

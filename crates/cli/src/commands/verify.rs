@@ -21,7 +21,7 @@ use crate::report::verify::Verification;
 
 /// Read everything that is stored, and make sure that it can be restored
 ///
-/// Reads every object of a snapshot, or of the cluster, and checks checksums, documents, counts, and that the
+/// Reads every object of a snapshot, or of the cluster, and checks checksums, structure, counts, and that the
 /// log has no holes. With --drill it is restored as well, into a server that is started for that on this machine and
 /// gone afterwards. Needs no database. The result is kept in the repository, and shown by `list` and `status`.
 #[derive(Debug, clap::Args)]
@@ -68,7 +68,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         true => Some(args.drilled(&engine, &cluster, target, context).await?),
         false => None,
     };
-    let report = Verification::of(verified, drilled, args.drill);
+    let report = Verification::of(verified, drilled, args.drill, engine.words());
     context.out.print(&report)?;
     if report.passed() { Ok(()) } else { Err(Failure::told(Exit::Damaged)) }
 }

@@ -237,7 +237,7 @@ pub(super) fn plan() -> RestorePlan {
 pub(super) fn preview(collections: u64) -> Preview {
     let change = |number: u64| NamespaceChange {
         namespace: format!("shop.coll{number:03}"),
-        documents: number * 1000 + 1,
+        items: number * 1000 + 1,
         bytes: number * 123_456 + 30,
         in_base: number + 2 < collections,
     };

@@ -1,12 +1,13 @@
 //! What a restore would do: shown before the question, by `--dry-run`, and as JSON.
 
 use hindsight_catalog::{Cut, RestorePlan, Target};
-use hindsight_engine::{NamespaceChange, Preview};
+use hindsight_engine::{NamespaceChange, Noun, Preview, Words};
 use hindsight_format::{LeaseRecord, format_time};
 use hindsight_jobs::{Proposal, RestoreRequest};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::Keyed;
 use super::restores::RestoreReport;
 use crate::output::Report;
 use crate::text;
@@ -25,6 +26,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) request: &'a RestoreRequest,
     pub(crate) plan: &'a RestorePlan,
     pub(crate) preview: &'a Preview,
+    pub(crate) words: &'a Words,
     /// The target's name, where the repository keeps it.
     pub(crate) target: Option<&'a str>,
     /// The agent that captures the target.
@@ -62,10 +64,10 @@ pub(crate) struct PlanReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     renamed: Option<String>,
     /// Namespaces of the target that the base snapshot has too: they become what they were.
-    replaced: Vec<NamespaceChange>,
+    replaced: Vec<Change>,
     /// Those that it does not have: they go, unless the log has created them before the restore
     /// point.
-    dropped: Vec<NamespaceChange>,
+    dropped: Vec<Change>,
     notes: Vec<String>,
     #[serde(skip)]
     within: Option<String>,
@@ -96,15 +98,40 @@ struct Into {
     cluster: Option<String>,
 }
 
+/// A namespace of the target.
+#[derive(Debug, Serialize)]
+struct Change {
+    namespace: String,
+    #[serde(flatten)]
+    items: Keyed,
+    bytes: u64,
+    in_base: bool,
+    #[serde(skip)]
+    holds: String,
+}
+
+impl Change {
+    fn of(change: &NamespaceChange, item: Noun) -> Self {
+        Self {
+            namespace: change.namespace.clone(),
+            items: Keyed(vec![(item.1, change.items)]),
+            bytes: change.bytes,
+            in_base: change.in_base,
+            holds: text::counted(change.items, item),
+        }
+    }
+}
+
 impl PlanReport {
     /// The plan of a proposal.
-    pub(crate) fn of(proposal: &Proposal, taken_as_utc: Option<&str>, program: &str) -> Self {
+    pub(crate) fn of(proposal: &Proposal, words: &Words, taken_as_utc: Option<&str>, program: &str) -> Self {
         Self::told(&Facts {
             source: proposal.source.name(),
             repository: proposal.source.repository().url(),
             request: &proposal.request,
             plan: &proposal.plan,
             preview: &proposal.preview,
+            words,
             target: proposal.target.as_ref().map(|target| target.name()),
             capture: proposal.capture.as_ref(),
             captures_afterwards: proposal.captures_afterwards,
@@ -118,7 +145,8 @@ impl PlanReport {
         let Facts { plan, preview, request, .. } = facts;
         let base = &plan.base;
         let selected = !request.selection.is_all();
-        let (replaced, dropped) = preview.existing.iter().cloned().partition(|change: &NamespaceChange| change.in_base);
+        let changes = preview.existing.iter().map(|change| Change::of(change, facts.words.item));
+        let (replaced, dropped) = changes.partition(|change| change.in_base);
         let time = match (&plan.cut, &request.target) {
             (Cut::Before(time), _) | (Cut::Through { .. }, Target::Through { time, .. }) => Some(*time),
             (Cut::Through { .. }, _) => plan.range.map(|(_, to)| to),
@@ -306,7 +334,7 @@ impl Report for PlanReport {
 }
 
 /// Namespaces with their sizes, the largest first, cut short when there are many.
-fn list(title: &str, changes: &[NamespaceChange]) -> String {
+fn list(title: &str, changes: &[Change]) -> String {
     if changes.is_empty() {
         return String::new();
     }
@@ -316,10 +344,7 @@ fn list(title: &str, changes: &[NamespaceChange]) -> String {
         changes.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.namespace.cmp(&b.namespace)));
         changes.truncate(LIST);
     }
-    let row = |change: &&NamespaceChange| {
-        let documents = text::things(change.documents, "document", "documents");
-        vec![change.namespace.clone(), documents, text::bytes(change.bytes)]
-    };
+    let row = |change: &&Change| vec![change.namespace.clone(), change.holds.clone(), text::bytes(change.bytes)];
     let rows: Vec<_> = changes.iter().map(row).collect();
     let more = match all - changes.len() {
         0 => String::new(),

@@ -46,12 +46,12 @@ pub(crate) async fn prepare(
         for found in schema::existing(&cluster.client, selection).await? {
             let namespace = format!("{}.{}", found.db, found.name);
             let buckets = format!("{}.system.buckets.{}", found.db, found.name);
-            let (documents, bytes) = match found.kind.as_str() {
+            let (items, bytes) = match found.kind.as_str() {
                 "view" => (0, 0),
                 _ => size(cluster, &found.db, &found.name).await,
             };
             let in_base = names.contains(&namespace) || names.contains(&buckets) || found.kind == "view";
-            existing.push(NamespaceChange { namespace, documents, bytes, in_base });
+            existing.push(NamespaceChange { namespace, items, bytes, in_base });
         }
         existing.sort_by(|a, b| a.namespace.cmp(&b.namespace));
     }

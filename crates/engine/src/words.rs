@@ -1,0 +1,15 @@
+//! What an engine calls things, where others tell of them.
+
+/// A noun: of one thing, of several.
+pub type Noun = (&'static str, &'static str);
+
+/// The words of an engine, in what people read and in the keys of what programs do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Words {
+    /// What holds items (MongoDB: a collection).
+    pub container: Noun,
+    /// What data are counted in (MongoDB: a document).
+    pub item: Noun,
+    /// An index, where they are counted.
+    pub index: Option<Noun>,
+}
