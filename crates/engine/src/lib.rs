@@ -14,7 +14,7 @@ mod throttle;
 mod words;
 
 use async_trait::async_trait;
-use hindsight_catalog::{RestorePlan, Stretch, Target};
+use hindsight_catalog::{History, RestorePlan, Stretch, Target};
 use hindsight_format::{ClusterIdentity, Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
 use serde::Serialize;
@@ -38,9 +38,15 @@ pub trait Engine: Send + Sync {
     /// What it calls things.
     fn words(&self) -> &'static Words;
 
-    /// The restore point meant by `text` when it is no time but a position of this database
-    /// (MongoDB: `T,I`); none when it is not one.
-    fn parse_position(&self, text: &str) -> Option<Target>;
+    /// The restore point meant by `text` when it is no time but something else that this database knows, such as a
+    /// position (MongoDB: `T,I`); none when it is not that. Needs no connection.
+    fn parse_point(&self, text: &str) -> Option<Spoken>;
+
+    /// Looks for a restore point that [`Engine::parse_point`] left to be found in what is stored of `source`. Needs no
+    /// database.
+    async fn find(&self, _source: &ClusterRepository, _history: &History, text: &str) -> Result<Target> {
+        Err(EngineError::new(FailureKind::Unsupported, format!("{text:?} cannot be looked for in the log")))
+    }
 
     /// The users to create for each kind of work, with the least rights that suffice. Needs no connection.
     fn grants(&self) -> Vec<Grant>;
@@ -95,6 +101,15 @@ pub trait Engine: Send + Sync {
 
     /// Starts a server of its own, to restore into. Needs no database.
     async fn start_scratch(&self, request: &ScratchRequest) -> Result<Box<dyn Scratch>>;
+}
+
+/// A restore point that is no time, as it was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    /// It is known which it is.
+    Target(Target),
+    /// It is to be looked for in what is stored: a position alone does not tell its time, a name not even the position.
+    ToFind(String),
 }
 
 /// A user with the least rights for a kind of work.

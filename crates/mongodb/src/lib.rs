@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
     Content, DataCheck, Engine, EngineError, Grant, Job, LogCheck, LogRequest, LogStart, Preview, Probe, ReplayTotals,
-    RestoreOptions, Result, Scratch, ScratchRequest, Selection, SnapshotRequest, Words,
+    RestoreOptions, Result, Scratch, ScratchRequest, Selection, SnapshotRequest, Spoken, Words,
 };
 use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -73,11 +73,11 @@ impl Engine for MongoEngine {
         &WORDS
     }
 
-    fn parse_position(&self, text: &str) -> Option<Target> {
+    fn parse_point(&self, text: &str) -> Option<Spoken> {
         let (secs, inc) = text.split_once(',')?;
         let (secs, inc): (u32, u32) = (secs.trim().parse().ok()?, inc.trim().parse().ok()?);
         let time = jiff::Timestamp::from_second(secs.into()).ok()?;
-        Some(Target::Through { time, order: Optime::order_text(secs, inc) })
+        Some(Spoken::Target(Target::Through { time, order: Optime::order_text(secs, inc) }))
     }
 
     fn grants(&self) -> Vec<Grant> {

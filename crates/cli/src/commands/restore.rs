@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use hindsight_catalog::{Target, parse_time};
-use hindsight_engine::{Engine, Progress, Selection, Words};
+use hindsight_engine::{Engine, Progress, Selection, Spoken, Words};
 use hindsight_format::{OperationKind, RestoreRecord, RestoreState};
-use hindsight_jobs::{Proposal, RestoreRequest, propose, restore};
+use hindsight_jobs::{Proposal, RestoreRequest, history, propose, restore};
+use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
 
 use super::begun::begun;
@@ -76,9 +77,23 @@ pub(crate) struct Args {
 
 /// The restore point, as it was typed.
 pub(super) struct Point {
-    pub(super) target: Target,
+    spoken: Spoken,
     /// The text, when it has no zone.
     taken_as_utc: Option<String>,
+}
+
+impl Point {
+    fn known(target: Target) -> Self {
+        Self { spoken: Spoken::Target(target), taken_as_utc: None }
+    }
+
+    /// Which it is in the history of `source`.
+    pub(super) async fn find(&self, engine: &dyn Engine, source: &ClusterRepository) -> Result<Target, Failure> {
+        match &self.spoken {
+            Spoken::Target(target) => Ok(target.clone()),
+            Spoken::ToFind(text) => Ok(engine.find(source, &history(source).await?, text).await?),
+        }
+    }
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
@@ -91,7 +106,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let repository = context.unlocked(&repository).await?;
     let source = to_restore(context, &repository, &connected.probe.identity).await?;
     let request = RestoreRequest {
-        target: point.target,
+        target: context.unless_stopped(point.find(&*engine, &source)).await?,
         base: args.base_snapshot.clone(),
         selection,
         parallel: args.num_insertion_workers_per_collection,
@@ -125,7 +140,7 @@ impl Args {
             (Some(_), None) if self.base_snapshot.is_some() => {
                 Err(Failure::usage("--base-snapshot goes with --time: a snapshot is restored from itself").hint(forms))
             }
-            (Some(name), None) => Ok(Point { target: Target::Snapshot(name.clone()), taken_as_utc: None }),
+            (Some(name), None) => Ok(Point::known(Target::Snapshot(name.clone()))),
             (None, Some(time)) => parse_point(time, engine),
         }
     }
@@ -134,13 +149,14 @@ impl Args {
 pub(super) fn parse_point(text: &str, engine: &dyn Engine) -> Result<Point, Failure> {
     let text = text.trim();
     if text.eq_ignore_ascii_case("latest") {
-        return Ok(Point { target: Target::Latest, taken_as_utc: None });
+        return Ok(Point::known(Target::Latest));
     }
-    if let Some(target) = engine.parse_position(text) {
-        return Ok(Point { target, taken_as_utc: None });
+    if let Some(spoken) = engine.parse_point(text) {
+        return Ok(Point { spoken, taken_as_utc: None });
     }
     let time = parse_time(text, Timestamp::now()).map_err(|error| Failure::usage(error.to_string()))?;
-    Ok(Point { target: Target::Before(time.time), taken_as_utc: time.assumed_utc.then(|| text.to_owned()) })
+    let taken_as_utc = time.assumed_utc.then(|| text.to_owned());
+    Ok(Point { taken_as_utc, ..Point::known(Target::Before(time.time)) })
 }
 
 async fn carry_out(

@@ -57,7 +57,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let cluster = context.unlocked(cluster.repository()).await?.cluster(cluster.name())?;
     context.journal.attach(&cluster, "verify");
     let engine = context.unless_stopped(engine_of(&cluster)).await?;
-    let target = args.target(&*engine)?;
+    let target = context.unless_stopped(args.target(&*engine, &cluster)).await?;
     let only = context.unless_stopped(args.only(&cluster, &target)).await?;
 
     let progress = Progress::default();
@@ -75,9 +75,9 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
 
 impl Args {
     /// What a drill restores.
-    fn target(&self, engine: &dyn Engine) -> Result<Target, Failure> {
+    async fn target(&self, engine: &dyn Engine, cluster: &ClusterRepository) -> Result<Target, Failure> {
         match (&self.time, &self.name) {
-            (Some(time), _) => Ok(parse_point(time, engine)?.target),
+            (Some(time), _) => parse_point(time, engine)?.find(engine, cluster).await,
             (None, Some(name)) => Ok(Target::Snapshot(name.clone())),
             (None, None) => Ok(Target::Latest),
         }
