@@ -5,6 +5,7 @@
 //! Leases, epochs, settings and records are the business of the jobs above.
 
 mod check;
+mod destination;
 mod error;
 mod log;
 mod progress;
@@ -21,10 +22,11 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub use check::{DataCheck, LogCheck};
+pub use destination::{Destination, Directory};
 pub use error::{EngineError, FailureKind};
 pub use log::{Kept, LogBuffer, LogReader, LogRequest, LogStart};
 pub use progress::{Progress, Step};
-pub use restore::{NamespaceChange, Preview, Renaming, Selection, SelectionError};
+pub use restore::{NamespaceChange, Preview, Reached, Renaming, Restored, Selection, SelectionError};
 pub use scratch::{Examined, Scratch, ScratchRequest};
 pub use throttle::Throttle;
 pub use words::{Noun, Words};
@@ -71,12 +73,17 @@ pub trait Engine: Send + Sync {
     /// Starts to follow the log.
     async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart>;
 
-    /// Everything that can be checked and told before a restore, without changing anything.
+    /// Refuses a destination into which it restores nothing, saying what to name instead. Needs no database.
+    fn accept(&self, destination: &Destination) -> Result<()>;
+
+    /// Everything that can be checked and told before a restore, without changing anything. `destination` is one that it
+    /// accepts.
     async fn prepare_restore(
         &self,
         source: &ClusterRepository,
         plan: &RestorePlan,
         selection: &Selection,
+        destination: &Destination,
     ) -> Result<Preview>;
 
     /// Brings the data to the state that `plan` names. `preview` is what was shown before.
@@ -85,9 +92,10 @@ pub trait Engine: Send + Sync {
         job: &Job,
         plan: &RestorePlan,
         selection: &Selection,
+        destination: &Destination,
         preview: &Preview,
         options: &RestoreOptions,
-    ) -> Result<hindsight_format::RestoreTotals>;
+    ) -> Result<Restored>;
 
     /// Applies a stretch of the log on top of what the database holds. `scratch` takes what does not fit in
     /// memory.
@@ -211,7 +219,7 @@ pub struct RestoreOptions {
     pub gate: std::sync::Arc<dyn Gate>,
     /// Connections that write at the same time; 0 lets the engine choose.
     pub parallel: u32,
-    /// Bytes of memory for the folded log before it spills to disk.
+    /// Bytes of memory for the folded log before it spills to disk, where the engine folds it.
     pub fold_memory: usize,
     /// Folder for what spills.
     pub scratch: std::path::PathBuf,

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use hindsight_catalog::RestorePlan;
 use hindsight_format::RestoreTotals;
 
-use crate::{Engine, Job, Result};
+use crate::{Destination, Engine, Job, Result};
 
 /// How to start a scratch server.
 #[derive(Clone, Debug)]
@@ -25,6 +25,11 @@ pub struct ScratchRequest {
 pub trait Scratch: Send + Sync {
     /// The engine that is connected to it.
     fn engine(&self) -> Arc<dyn Engine>;
+
+    /// Where that engine is to restore.
+    fn destination(&self) -> Destination {
+        Destination::Connected
+    }
 
     /// Its version.
     fn version(&self) -> &str;

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ClusterIdentity;
+use crate::position::Point;
 use crate::repository::WITHHELD;
 
 /// A restore that was begun. Rewritten by the process that runs it, under the operation lease of
@@ -42,6 +43,9 @@ pub struct RestoreRecord {
     /// The epoch that begins with it, when the target is itself kept in the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_epoch: Option<u64>,
+    /// Where in the log it came to, where the engine can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<Point>,
     /// What was written.
     pub totals: RestoreTotals,
     /// Why it failed.

@@ -26,10 +26,11 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    Content, DataCheck, Engine, EngineError, Grant, Job, LogCheck, LogRequest, LogStart, Preview, Probe, ReplayTotals,
-    RestoreOptions, Result, Scratch, ScratchRequest, Selection, SnapshotRequest, Spoken, Words,
+    Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, LogCheck, LogRequest, LogStart,
+    Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
+    SnapshotRequest, Spoken, Words,
 };
-use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
+use hindsight_format::{Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
 
 use cluster::{Cluster, progress};
@@ -126,11 +127,23 @@ impl Engine for MongoEngine {
         })
     }
 
+    fn accept(&self, destination: &Destination) -> Result<()> {
+        match destination {
+            Destination::Connected => Ok(()),
+            Destination::Directory(_) => Err(EngineError::new(
+                FailureKind::Unsupported,
+                "MongoDB is restored into a replica set that runs, not into a directory",
+            )
+            .hint("start a replica set, and name it with --uri instead of --target-dir")),
+        }
+    }
+
     async fn prepare_restore(
         &self,
         source: &ClusterRepository,
         plan: &RestorePlan,
         selection: &Selection,
+        _destination: &Destination,
     ) -> Result<Preview> {
         restore::prepare(&self.cluster().await?, source, plan, selection).await
     }
@@ -140,10 +153,12 @@ impl Engine for MongoEngine {
         job: &Job,
         plan: &RestorePlan,
         selection: &Selection,
+        _destination: &Destination,
         _preview: &Preview,
         options: &RestoreOptions,
-    ) -> Result<RestoreTotals> {
-        restore::run(&self.cluster().await?, job, plan, selection, options).await
+    ) -> Result<Restored> {
+        let totals = restore::run(&self.cluster().await?, job, plan, selection, options).await?;
+        Ok(Restored { totals, ..Restored::default() })
     }
 
     async fn replay(&self, job: &Job, stretch: &Stretch, scratch: PathBuf) -> Result<ReplayTotals> {
@@ -182,4 +197,19 @@ pub(crate) fn cut(cut: &hindsight_catalog::Cut) -> Result<fold::Cut> {
             parse().ok_or_else(|| EngineError::damaged(format!("{order} is no position of an oplog")))?
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use hindsight_engine::Directory;
+
+    use super::*;
+
+    #[test]
+    fn directories_are_refused() {
+        let engine = MongoEngine::new("");
+        let refused = engine.accept(&Destination::Directory(Directory { path: "/data".into() })).unwrap_err();
+        assert!(refused.hint.is_some_and(|hint| hint.contains("--target-dir")), "{}", refused.what);
+        assert!(engine.accept(&Destination::Connected).is_ok());
+    }
 }

@@ -104,6 +104,7 @@ pub(super) fn restored(id: &str, state: RestoreState, touched: bool) -> RestoreR
         into: identity(),
         into_hosts: "rs0/db1:27017,db2:27017".to_owned(),
         new_epoch: touched.then_some(2),
+        reached: None,
         totals: match done {
             true => RestoreTotals {
                 collections: 12,
@@ -248,5 +249,7 @@ pub(super) fn preview(collections: u64) -> Preview {
         in_place: true,
         existing: (0..collections).map(change).collect(),
         notes: vec!["users and roles become what they were; the user of this connection stays as it is".to_owned()],
+        reaches: None,
+        estimated_secs: Some(1 + (3 << 30) / (60 << 20)),
     }
 }

@@ -1,7 +1,7 @@
 //! What a restore would do: shown before the question, by `--dry-run`, and as JSON.
 
 use hindsight_catalog::{Cut, RestorePlan, Target};
-use hindsight_engine::{NamespaceChange, Noun, Preview, Words};
+use hindsight_engine::{Destination, NamespaceChange, Noun, Preview, Reached, Words};
 use hindsight_format::{LeaseRecord, format_time};
 use hindsight_jobs::{Proposal, RestoreRequest};
 use jiff::Timestamp;
@@ -14,8 +14,6 @@ use crate::text;
 
 /// Lines of a list of namespaces before it is cut short.
 const LIST: usize = 20;
-/// Uncompressed bytes that a restore writes in a second, for an estimate.
-const RATE: u64 = 60 << 20;
 
 /// What a plan is told from.
 pub(crate) struct Facts<'a> {
@@ -51,13 +49,17 @@ pub(crate) struct PlanReport {
     time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     taken_as_utc: Option<String>,
+    /// Where in the log that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reaches: Option<Reached>,
     /// First and last second that can be restored around it.
     range: Option<[String; 2]>,
     base: Base,
     log: Log,
     read_bytes: u64,
     uncompressed_bytes: u64,
-    estimated_secs: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimated_secs: Option<u64>,
     into: Into,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     namespaces: Vec<String>,
@@ -96,6 +98,9 @@ struct Into {
     in_place: bool,
     /// Its name in the repository, where it is kept.
     cluster: Option<String>,
+    /// The directory in which it begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<String>,
 }
 
 /// A namespace of the target.
@@ -157,13 +162,13 @@ impl PlanReport {
             Some(time) => format!("{} ({})", facts.restore_point, format_time(time)),
             None => facts.restore_point.clone(),
         };
-        let uncompressed_bytes = base.totals.raw_bytes;
         Self {
             cluster: facts.source.to_owned(),
             repository: facts.repository.to_owned(),
             restore_point,
             time: time.map(format_time),
             taken_as_utc: facts.taken_as_utc.map(str::to_owned),
+            reaches: preview.reaches.clone(),
             range: plan.range.map(|(from, to)| [from, to].map(format_time)),
             within: plan.range.map(|(from, to)| within(from, to, time)),
             base: Base {
@@ -178,13 +183,17 @@ impl PlanReport {
                 stored_bytes: plan.log_bytes,
             },
             read_bytes: plan.data_bytes + plan.log_bytes,
-            uncompressed_bytes,
-            estimated_secs: 1 + uncompressed_bytes / RATE,
+            uncompressed_bytes: base.totals.raw_bytes,
+            estimated_secs: preview.estimated_secs,
             into: Into {
                 hosts: preview.into_hosts.clone(),
                 version: preview.into_version.clone(),
                 in_place: preview.in_place,
                 cluster: facts.target.map(str::to_owned),
+                directory: match &request.destination {
+                    Destination::Connected => None,
+                    Destination::Directory(directory) => Some(directory.path.display().to_string()),
+                },
             },
             namespaces: if selected { request.selection.patterns().to_vec() } else { Vec::new() },
             renamed: request.selection.renaming().map(|r| format!("{} as {}", r.from, r.to)),
@@ -218,6 +227,18 @@ fn within(from: Timestamp, to: Timestamp, time: Option<Timestamp>) -> String {
         }
         None => range,
     }
+}
+
+/// Where the cut is, and what lies on both sides of it.
+fn reaches(reached: &Reached) -> String {
+    let mut text = reached.point.to_string();
+    if let Some(time) = reached.last_commit {
+        text.push_str(&format!(", the last commit in it is of {}", format_time(time)));
+    }
+    if let Some(time) = reached.left_out {
+        text.push_str(&format!(", the first that is not of {}", format_time(time)));
+    }
+    text
 }
 
 /// What happens to the capture.
@@ -281,10 +302,11 @@ pub(crate) fn next_steps(proposal: &Proposal, program: &str) -> String {
 
 impl Report for PlanReport {
     fn text(&self) -> String {
-        let into = match (self.into.in_place, &self.into.cluster) {
-            (true, _) => "in place".to_owned(),
-            (false, Some(name)) => format!("another cluster, {name}"),
-            (false, None) => "another cluster, which the repository does not keep".to_owned(),
+        let into = match (self.into.in_place, &self.into.cluster, &self.into.directory) {
+            (true, ..) => "in place".to_owned(),
+            (false, Some(name), _) => format!("another cluster, {name}"),
+            (false, None, Some(directory)) => format!("a new cluster in {directory}"),
+            (false, None, None) => "another cluster, which the repository does not keep".to_owned(),
         };
         let log = match self.log.slices {
             0 => "none is needed".to_owned(),
@@ -297,6 +319,9 @@ impl Report for PlanReport {
         ];
         if let Some(typed) = &self.taken_as_utc {
             lines.push(("", format!("{typed} is taken as UTC")));
+        }
+        if let Some(reached) = &self.reaches {
+            lines.push(("Reaches", reaches(reached)));
         }
         if let Some(within) = &self.within {
             lines.push(("Range", within.clone()));
@@ -313,8 +338,10 @@ impl Report for PlanReport {
         } else if !self.namespaces.is_empty() {
             lines.push(("Only", self.namespaces.join(", ")));
         }
-        let secs = i64::try_from(self.estimated_secs).unwrap_or(i64::MAX);
-        lines.push(("Will take", format!("about {} (an estimate, from the size)", text::span(secs))));
+        if let Some(secs) = self.estimated_secs {
+            let secs = i64::try_from(secs).unwrap_or(i64::MAX);
+            lines.push(("Will take", format!("about {} (an estimate, from the size)", text::span(secs))));
+        }
 
         let rows: Vec<_> = lines.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
         let mut text = format!("Restore plan:\n{}", text::table(&rows, &[]));
@@ -359,6 +386,9 @@ pub(crate) struct Restored {
     pub(crate) plan: PlanReport,
     pub(crate) restore: RestoreReport,
     pub(crate) warnings: Vec<String>,
+    /// What the engine says is to be done next.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) next: Vec<String>,
     /// What it did, for people.
     #[serde(skip)]
     pub(crate) done: String,

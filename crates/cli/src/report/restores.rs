@@ -158,6 +158,9 @@ pub(crate) struct RestoreReport {
     duration: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     new_epoch: Option<u64>,
+    /// Where in the log it came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: Option<String>,
     #[serde(flatten)]
     totals: Keyed,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,6 +185,7 @@ impl RestoreReport {
             finished_at: record.finished_at.map(format_time),
             duration: record.finished_at.map(|end| text::took(record.started_at, end)),
             new_epoch: record.new_epoch,
+            reached: record.reached.as_ref().map(ToString::to_string),
             totals: Keyed::totals(words, &record.totals),
             error: record.error.clone(),
             hindsight_version: record.run_by.clone(),

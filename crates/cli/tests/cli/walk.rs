@@ -267,6 +267,7 @@ async fn cut_off(cli: &Cli, set: &ReplicaSet) {
         into: cluster.descriptor().await.unwrap().unwrap().identity,
         into_hosts: set.uri(),
         new_epoch: None,
+        reached: None,
         totals: Default::default(),
         error: None,
         run_by: "test".to_owned(),

@@ -13,6 +13,9 @@ use crate::failure::{driver, unsupported};
 use crate::namespace::FUNCTIONS;
 use crate::snapshot::stored;
 
+/// Uncompressed bytes that a restore writes in a second, for an estimate.
+const RATE: u64 = 60 << 20;
+
 /// Looks at plan and target, changing nothing.
 pub(crate) async fn prepare(
     cluster: &Cluster,
@@ -74,6 +77,8 @@ pub(crate) async fn prepare(
         in_place,
         existing,
         notes,
+        reaches: None,
+        estimated_secs: Some(1 + plan.base.totals.raw_bytes / RATE),
     })
 }
 
