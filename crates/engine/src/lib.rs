@@ -177,6 +177,8 @@ pub struct SnapshotRequest {
     pub id: String,
     /// The epoch it belongs to.
     pub epoch: u64,
+    /// How it is to be made; none for the engine's own way.
+    pub wanted: Option<BackupType>,
     /// Namespace patterns it is limited to; empty for all.
     pub namespaces: Vec<String>,
     /// zstd level.
@@ -189,6 +191,30 @@ pub struct SnapshotRequest {
     pub checkpoint: u64,
     /// Whether to go on with what is stored under this name, from where that was noted last.
     pub resume: bool,
+}
+
+/// How a snapshot can be asked to be made. Which of them there are is the engine's to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackupType {
+    /// By reading rows or documents.
+    Logical,
+    /// By copying files.
+    Physical,
+    /// By copying what has changed in them.
+    Incremental,
+    /// By somebody else, who is told when.
+    External,
+}
+
+impl std::fmt::Display for BackupType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Logical => "logical",
+            Self::Physical => "physical",
+            Self::Incremental => "incremental",
+            Self::External => "external",
+        })
+    }
 }
 
 /// A container in a snapshot, as it was when it was copied.

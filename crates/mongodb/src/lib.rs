@@ -104,6 +104,7 @@ impl Engine for MongoEngine {
     }
 
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
+        snapshot::require_logical(request.wanted)?;
         snapshot::take(&self.cluster().await?, job, request).await
     }
 
