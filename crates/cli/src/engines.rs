@@ -23,7 +23,8 @@ pub(crate) fn connecting(uri: &DatabaseUri) -> Result<Arc<dyn Engine>, Failure> 
 
 /// What the engine calls things that stored something; neutral words where this program does not have it.
 pub(crate) fn words(name: &str) -> &'static Words {
-    const NEUTRAL: Words = Words { container: ("container", "containers"), item: ("item", "items"), index: None };
+    const NEUTRAL: Words =
+        Words { container: ("container", "containers"), item: ("item", "items"), index: None, log: "log" };
     offline(name).map_or(&NEUTRAL, |engine| engine.words())
 }
 

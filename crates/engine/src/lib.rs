@@ -270,8 +270,8 @@ pub struct Probe {
     pub members: Vec<Member>,
     /// The end of what is safely committed.
     pub head: Point,
-    /// The oldest point that its own log still holds.
-    pub log_start: Point,
+    /// The oldest point that its own log still holds; none where its log does not tell the time of that.
+    pub log_start: Option<Point>,
     /// How much its own log holds; none where it has no bounds.
     pub log_room: Option<LogRoom>,
 }
@@ -279,7 +279,7 @@ pub struct Probe {
 /// The bounds of a server's own log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LogRoom {
-    /// Bytes in it now.
+    /// Bytes in it now. Where it is kept for the capture alone, these are not captured yet.
     pub used: u64,
     /// Bytes from which on it forgets its oldest part.
     pub capacity: u64,

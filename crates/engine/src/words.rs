@@ -12,4 +12,6 @@ pub struct Words {
     pub item: Noun,
     /// An index, where they are counted.
     pub index: Option<Noun>,
+    /// The server's own log (MongoDB: the oplog).
+    pub log: &'static str,
 }

@@ -45,6 +45,7 @@ pub const WORDS: Words = Words {
     container: ("collection", "collections"),
     item: ("document", "documents"),
     index: Some(("index", "indexes")),
+    log: "oplog",
 };
 
 /// A MongoDB replica set, by its connection string.
@@ -88,7 +89,7 @@ impl Engine for MongoEngine {
     async fn probe(&self) -> Result<Probe> {
         let cluster = self.cluster().await?;
         let head = progress(&cluster.client).await?.committed.point()?;
-        let log_start = reader::oldest(&cluster.client).await?.point()?;
+        let log_start = Some(reader::oldest(&cluster.client).await?.point()?);
         let log_room = reader::room(&cluster.client).await;
         Ok(Probe {
             engine: NAME,

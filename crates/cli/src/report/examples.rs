@@ -205,7 +205,7 @@ pub(super) fn probe() -> Probe {
             member("db3:27017", "unknown", false, None),
         ],
         head: point("2021-02-09T12:20:27Z"),
-        log_start: point("2021-02-08T09:20:27Z"),
+        log_start: Some(point("2021-02-08T09:20:27Z")),
         log_room: None,
     }
 }

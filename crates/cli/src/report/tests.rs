@@ -143,6 +143,16 @@ fn the_status_of_a_cluster() {
 }
 
 #[test]
+fn a_log_that_is_kept_for_the_capture_is_told_in_bytes() {
+    let room = hindsight_engine::LogRoom { used: 3 << 30, capacity: 10 << 30, kept_secs: 0 };
+    let probe = hindsight_engine::Probe { log_start: None, log_room: Some(room), ..probe() };
+    let cluster = Some(Cluster::of(Some("rs0"), Ok(&probe), Some(jiff::SignedDuration::from_mins(30))));
+    let status = Status { cluster, pitr: None, running: None, backups: None };
+    let said = "  it keeps 3.0 GiB of oplog for the capture; the capture may stand still for 30m";
+    assert!(status.text().contains(said), "{}", status.text());
+}
+
+#[test]
 fn the_status_of_a_cluster_that_is_away() {
     let failure =
         Failure::new(Exit::Unreachable, "no answer from the database while connecting").hint("check the network");
