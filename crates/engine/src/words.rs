@@ -14,4 +14,6 @@ pub struct Words {
     pub index: Option<Noun>,
     /// The server's own log (MongoDB: the oplog).
     pub log: &'static str,
+    /// What begins a comment in the database's own shell.
+    pub comment: &'static str,
 }

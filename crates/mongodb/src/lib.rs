@@ -46,6 +46,7 @@ pub const WORDS: Words = Words {
     item: ("document", "documents"),
     index: Some(("index", "indexes")),
     log: "oplog",
+    comment: "//",
 };
 
 /// A MongoDB replica set, by its connection string.

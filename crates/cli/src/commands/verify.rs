@@ -29,7 +29,7 @@ use crate::report::verify::Verification;
     hindsight verify\n  \
     hindsight verify 2021-02-03T08:08:36Z\n  \
     hindsight verify 2021-02-03T08:08:36Z --drill\n  \
-    hindsight verify --drill --time latest --mongod /opt/mongodb/bin/mongod")]
+    hindsight verify --drill --time latest --program /opt/mongodb/bin/mongod")]
 pub(crate) struct Args {
     /// The snapshot [default: everything of the cluster]
     #[arg(value_name = "NAME")]
@@ -44,8 +44,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "T", requires = "drill")]
     time: Option<String>,
     /// The server's program for the drill [env: HINDSIGHT_MONGOD; default: the one in PATH]
-    #[arg(long, value_name = "PATH", requires = "drill")]
-    mongod: Option<PathBuf>,
+    #[arg(long, alias = "mongod", value_name = "PATH", requires = "drill")]
+    program: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
@@ -100,7 +100,8 @@ impl Args {
         context: &Context,
     ) -> Result<hindsight_jobs::Drilled, Failure> {
         let base = self.name.clone().filter(|_| self.time.is_some());
-        let program = engines::scratch_program(self.mongod.as_deref());
+        let name = &cluster.descriptor().await?.map(|own| own.identity.engine).unwrap_or_default();
+        let program = engines::program(name, self.program.as_deref());
         let request = DrillRequest { target, base, program, folder: std::env::temp_dir() };
         let progress = Progress::default();
         let work = drill(engine, cluster, &request, &progress, &context.stop);

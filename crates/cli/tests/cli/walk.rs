@@ -380,12 +380,12 @@ async fn what_is_stored_is_proven_and_what_is_damaged_is_told_everywhere() {
 
     cli.run("verify nope").ends(9, "there is no snapshot");
     cli.run(&format!("verify {name} --time latest")).ends(2, "--drill");
-    cli.run("verify --drill --mongod /nowhere/mongod").ends(1, "--mongod");
+    cli.run("verify --drill --mongod /nowhere/mongod").ends(1, "--program");
     cli.run("verify").ends(0, "Nothing is damaged.");
     let list = cli.ok("list");
     assert!(list.contains("PROOF") && list.contains("read "), "{list}");
     let mongod = hindsight_testkit::mongod_binary().unwrap().display();
-    let said = cli.ok(&format!("verify {name} --drill --mongod {mongod}"));
+    let said = cli.ok(&format!("verify {name} --drill --program {mongod}"));
     assert!(said.contains("It can be restored, and is what it should be.") && said.contains("recovery time"), "{said}");
     let status = cli.ok("status");
     assert!(status.contains("proven "), "{status}");

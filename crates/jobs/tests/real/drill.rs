@@ -206,7 +206,7 @@ async fn a_drill_that_is_stopped_or_cannot_begin_leaves_nothing() -> Result<()> 
     };
     let error = refused(Path::new("/nonexistent/mongod")).await?;
     ensure!(error.to_string().contains("/nonexistent/mongod cannot be run"), "{error}");
-    ensure!(error.hint().is_some_and(|hint| hint.contains("--mongod")), "{error}");
+    ensure!(error.hint().is_some_and(|hint| hint.contains("--program")), "{error}");
     let elsewhere = tempfile::tempdir()?;
     let old = elsewhere.path().join("mongod");
     std::fs::write(&old, "#!/bin/sh\necho db version v3.6.1\n")?;
