@@ -34,8 +34,8 @@ pub(crate) struct Args {
     /// Bytes to read per second at most, such as 20M, 0 for any number [default: backup.rateLimitMib]
     #[arg(long, value_name = "RATE", value_parser = text::size)]
     rate_limit: Option<u64>,
-    /// Keep hashes of the data, for `verify --drill` to compare with; databases are locked against writes while
-    /// they are hashed, twice [default: backup.hash]
+    /// Keep hashes of the data, for `verify --drill` to compare with, where the kind of database makes any; MongoDB locks
+    /// databases against writes while it hashes them, twice [default: backup.hash]
     #[arg(long)]
     hash: bool,
     /// How it is made, such as logical or physical, as far as there is a choice [default: by the kind of database]

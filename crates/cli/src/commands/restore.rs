@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// The snapshot to restore as it is
     #[arg(value_name = "NAME")]
     name: Option<String>,
-    /// The restore point: a time (just before it), a position T,I (through it), or `latest`
+    /// The restore point: a time (just before it), a position such as T,I (through it), or `latest`
     #[arg(long, value_name = "T")]
     time: Option<String>,
     /// The snapshot to begin with [default: the newest that leads to the restore point]
