@@ -8,6 +8,7 @@ use hindsight_jobs::{find_cluster, register};
 use hindsight_repository::{ClusterRepository, Repository};
 
 use crate::context::Context;
+use crate::engines;
 use crate::exit::{Exit, Failure};
 
 /// A database that answers.
@@ -21,6 +22,14 @@ pub(crate) async fn connect(context: &Context) -> Result<Connected, Failure> {
     let engine = context.engine()?;
     let probe = context.unless_stopped(engine.probe()).await?;
     Ok(Connected { engine, probe })
+}
+
+/// The engine of what is stored, without a database.
+pub(crate) async fn engine_of(cluster: &ClusterRepository) -> Result<Arc<dyn Engine>, Failure> {
+    match cluster.descriptor().await? {
+        Some(descriptor) => engines::offline(&descriptor.identity.engine),
+        None => Err(Failure::new(Exit::Damaged, format!("{} is missing", cluster.keys().descriptor()))),
+    }
 }
 
 /// The connected cluster's part of the repository, made at its first use.

@@ -8,6 +8,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::args::Globals;
+use crate::engines;
 use crate::exit::Failure;
 use crate::uri::DatabaseUri;
 
@@ -91,10 +92,10 @@ impl Settings {
             }
             _ => Failure::usage(what),
         };
-        failure.hint(
-            "give --uri mongodb://user:password@host:27017/?replicaSet=rs0, or the same in HINDSIGHT_URI \
-             or under [clusters.NAME] in hindsight.toml",
-        )
+        failure.hint(format!(
+            "give --uri {}, or the same in HINDSIGHT_URI or under [clusters.NAME] in hindsight.toml",
+            engines::shapes()
+        ))
     }
 }
 

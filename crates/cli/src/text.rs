@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use hindsight_engine::Noun;
 use jiff::Timestamp;
 
 /// Bytes, with three digits or so: `12.3 MiB`.
@@ -39,6 +40,11 @@ pub(crate) fn count(number: u64) -> String {
 /// A number of things: `1 slice`, `2 slices`.
 pub(crate) fn things(number: u64, one: &str, many: &str) -> String {
     format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
+/// The same in an engine's word for them.
+pub(crate) fn counted(number: u64, (one, many): Noun) -> String {
+    things(number, one, many)
 }
 
 /// Seconds as people say them, to two units: `3d 18h`, `26m 23s`, `5s`.

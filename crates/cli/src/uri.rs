@@ -4,6 +4,7 @@ use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::engines;
 use crate::exit::Failure;
 
 /// The connection string of a database. Only [`DatabaseUri::expose`] gives the text; shown, it is
@@ -11,7 +12,6 @@ use crate::exit::Failure;
 #[derive(Clone)]
 pub(crate) struct DatabaseUri(SecretString);
 
-const SHAPE: &str = "a connection string looks like mongodb://user:password@host:27017/?replicaSet=rs0";
 const ENCODE: &str = "in user and password, write : / ? # [ ] @ % as %3A %2F %3F %23 %5B %5D %40 %25";
 
 impl DatabaseUri {
@@ -19,10 +19,10 @@ impl DatabaseUri {
     pub(crate) fn new(text: SecretString) -> Result<Self, Failure> {
         let whole = text.expose_secret().trim();
         let Some((scheme, rest)) = whole.split_once("://") else {
-            return Err(Failure::usage("the connection string has no scheme such as mongodb://").hint(SHAPE));
+            return Err(Failure::usage("the connection string has no scheme such as mongodb://").hint(shape()));
         };
         if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b)) {
-            return Err(Failure::usage("the scheme of the connection string has odd characters").hint(SHAPE));
+            return Err(Failure::usage("the scheme of the connection string has odd characters").hint(shape()));
         }
         let (authority, after) = split_authority(rest);
         let path = after.split('?').next().unwrap_or_default();
@@ -31,9 +31,6 @@ impl DatabaseUri {
             return Err(
                 Failure::usage("user, password or hosts of the connection string cannot be told apart").hint(ENCODE)
             );
-        }
-        if hosts.is_empty() {
-            return Err(Failure::usage("the connection string names no host").hint(SHAPE));
         }
         Ok(Self(SecretString::from(whole)))
     }
@@ -46,8 +43,14 @@ impl DatabaseUri {
     /// Whether there is a password in it.
     pub(crate) fn has_password(&self) -> bool {
         let rest = self.expose().split_once("://").map_or("", |(_, rest)| rest);
-        split_authority(rest).0.rsplit_once('@').is_some_and(|(userinfo, _)| userinfo.contains(':'))
+        let (authority, options) = split_authority(rest);
+        authority.rsplit_once('@').is_some_and(|(userinfo, _)| userinfo.contains(':'))
+            || options.to_ascii_lowercase().contains("password=")
     }
+}
+
+fn shape() -> String {
+    format!("a connection string looks like {}", engines::shapes())
 }
 
 /// Scheme and hosts.
@@ -157,6 +160,9 @@ mod tests {
         }
         assert_eq!(uri("mongodb://a:1,b:2/?x=y").unwrap().to_string(), "mongodb://a:1,b:2");
         assert!(!uri("mongodb://me@a:1").unwrap().has_password());
+        // Whether it needs a host is the engine's to say.
+        let socket = uri("x:///db?host=/run/x&password=geheim").unwrap();
+        assert!(socket.has_password() && socket.to_string() == "x://");
     }
 
     #[test]
@@ -171,7 +177,6 @@ mod tests {
             "mongodb://me:top#secret@host/",
             "mongodb://me:secret",
             "me:secret@host",
-            "mongodb://me:secret@",
         ] {
             let failure = uri(text).unwrap_err();
             assert!(!format!("{failure:?}").contains("secret"), "{failure:?}");

@@ -2,13 +2,14 @@
 
 use hindsight_format::LogSummary;
 
-/// Checks the data of one snapshot. Frames come decoded, in any order and from several threads.
+/// Checks the data of one snapshot. Frames come decoded: those of one object in their order, of several objects at the
+/// same time and from several threads. One that cannot be read is left out.
 pub trait DataCheck: Send + Sync {
-    /// Takes a frame of the scan `segment`.
+    /// Takes the next frame of `object`, which belongs to the scan `segment`.
     ///
     /// # Errors
     /// What is wrong with it.
-    fn frame(&self, segment: u32, raw: &[u8]) -> Result<(), String>;
+    fn frame(&self, object: &str, segment: u32, raw: &[u8]) -> Result<(), String>;
 
     /// What does not add up, once every frame of the snapshot was given; a line each.
     fn finish(&self) -> Vec<String>;
@@ -16,11 +17,11 @@ pub trait DataCheck: Send + Sync {
 
 /// Checks one slice of a log. Frames come decoded and in order.
 pub trait LogCheck: Send {
-    /// Takes the next frame.
+    /// Takes the next frame, which belongs to the part `segment` of the log.
     ///
     /// # Errors
     /// What is wrong with it.
-    fn frame(&mut self, raw: &[u8]) -> Result<(), String>;
+    fn frame(&mut self, segment: u32, raw: &[u8]) -> Result<(), String>;
 
     /// What the records come to, once every frame was given; to be compared with what the slice says of itself.
     ///

@@ -5,27 +5,31 @@
 //! Leases, epochs, settings and records are the business of the jobs above.
 
 mod check;
+mod destination;
 mod error;
 mod log;
 mod progress;
 mod restore;
 mod scratch;
 mod throttle;
+mod words;
 
 use async_trait::async_trait;
-use hindsight_catalog::{RestorePlan, Stretch, Target};
+use hindsight_catalog::{History, RestorePlan, Stretch, Target};
 use hindsight_format::{ClusterIdentity, Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub use check::{DataCheck, LogCheck};
+pub use destination::{Destination, Directory};
 pub use error::{EngineError, FailureKind};
-pub use log::{LogBuffer, LogReader, LogStart};
+pub use log::{Kept, LogBuffer, LogReader, LogRequest, LogStart};
 pub use progress::{Progress, Step};
-pub use restore::{NamespaceChange, Preview, Renaming, Selection, SelectionError};
+pub use restore::{NamespaceChange, Preview, Reached, Renaming, Restored, Selection, SelectionError};
 pub use scratch::{Examined, Scratch, ScratchRequest};
 pub use throttle::Throttle;
+pub use words::{Noun, Words};
 
 /// Result of an engine's work.
 pub type Result<T> = std::result::Result<T, EngineError>;
@@ -33,9 +37,18 @@ pub type Result<T> = std::result::Result<T, EngineError>;
 /// One database cluster, reached over its own protocol.
 #[async_trait]
 pub trait Engine: Send + Sync {
-    /// The restore point meant by `text` when it is no time but a position of this database
-    /// (MongoDB: `T,I`); none when it is not one.
-    fn parse_position(&self, text: &str) -> Option<Target>;
+    /// What it calls things.
+    fn words(&self) -> &'static Words;
+
+    /// The restore point meant by `text` when it is no time but something else that this database knows, such as a
+    /// position (MongoDB: `T,I`); none when it is not that. Needs no connection.
+    fn parse_point(&self, text: &str) -> Option<Spoken>;
+
+    /// Looks for a restore point that [`Engine::parse_point`] left to be found in what is stored of `source`. Needs no
+    /// database.
+    async fn find(&self, _source: &ClusterRepository, _history: &History, text: &str) -> Result<Target> {
+        Err(EngineError::new(FailureKind::Unsupported, format!("{text:?} cannot be looked for in the log")))
+    }
 
     /// The users to create for each kind of work, with the least rights that suffice. Needs no connection.
     fn grants(&self) -> Vec<Grant>;
@@ -48,17 +61,29 @@ pub trait Engine: Send + Sync {
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest>;
 
     /// What a snapshot holds, by name. Reads the repository alone: no database is needed.
-    async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<CollectionInfo>>;
+    async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<Content>>;
 
-    /// Starts to follow the log after `after`, or at its present end.
-    async fn open_log(&self, after: Option<&Point>) -> Result<LogStart>;
+    /// Sees to it that the server keeps its log until it is captured, or no longer does; refuses where it cannot, saying
+    /// why. May be called again and again. Where servers keep their log by themselves, as long as it has room, there is
+    /// nothing to do.
+    async fn keep_log(&self, _cluster: &ClusterRepository, _keep: bool) -> Result<Kept> {
+        Ok(Kept::ByItself)
+    }
 
-    /// Everything that can be checked and told before a restore, without changing anything.
+    /// Starts to follow the log.
+    async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart>;
+
+    /// Refuses a destination into which it restores nothing, saying what to name instead. Needs no database.
+    fn accept(&self, destination: &Destination) -> Result<()>;
+
+    /// Everything that can be checked and told before a restore, without changing anything. `destination` is one that it
+    /// accepts.
     async fn prepare_restore(
         &self,
         source: &ClusterRepository,
         plan: &RestorePlan,
         selection: &Selection,
+        destination: &Destination,
     ) -> Result<Preview>;
 
     /// Brings the data to the state that `plan` names. `preview` is what was shown before.
@@ -67,9 +92,10 @@ pub trait Engine: Send + Sync {
         job: &Job,
         plan: &RestorePlan,
         selection: &Selection,
+        destination: &Destination,
         preview: &Preview,
         options: &RestoreOptions,
-    ) -> Result<hindsight_format::RestoreTotals>;
+    ) -> Result<Restored>;
 
     /// Applies a stretch of the log on top of what the database holds. `scratch` takes what does not fit in
     /// memory.
@@ -83,6 +109,15 @@ pub trait Engine: Send + Sync {
 
     /// Starts a server of its own, to restore into. Needs no database.
     async fn start_scratch(&self, request: &ScratchRequest) -> Result<Box<dyn Scratch>>;
+}
+
+/// A restore point that is no time, as it was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    /// It is known which it is.
+    Target(Target),
+    /// It is to be looked for in what is stored: a position alone does not tell its time, a name not even the position.
+    ToFind(String),
 }
 
 /// A user with the least rights for a kind of work.
@@ -142,6 +177,8 @@ pub struct SnapshotRequest {
     pub id: String,
     /// The epoch it belongs to.
     pub epoch: u64,
+    /// How it is to be made; none for the engine's own way.
+    pub wanted: Option<BackupType>,
     /// Namespace patterns it is limited to; empty for all.
     pub namespaces: Vec<String>,
     /// zstd level.
@@ -156,16 +193,40 @@ pub struct SnapshotRequest {
     pub resume: bool,
 }
 
-/// A collection or table in a snapshot, as it was when it was copied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct CollectionInfo {
+/// How a snapshot can be asked to be made. Which of them there are is the engine's to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackupType {
+    /// By reading rows or documents.
+    Logical,
+    /// By copying files.
+    Physical,
+    /// By copying what has changed in them.
+    Incremental,
+    /// By somebody else, who is told when.
+    External,
+}
+
+impl std::fmt::Display for BackupType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Logical => "logical",
+            Self::Physical => "physical",
+            Self::Incremental => "incremental",
+            Self::External => "external",
+        })
+    }
+}
+
+/// A container in a snapshot, as it was when it was copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
     /// Its name.
     pub name: String,
-    /// Documents or rows.
-    pub documents: u64,
+    /// Items in it.
+    pub items: u64,
     /// Bytes before compression.
     pub bytes: u64,
-    /// Its indexes.
+    /// Its indexes, where the engine counts them.
     pub indexes: u64,
 }
 
@@ -184,7 +245,7 @@ pub struct RestoreOptions {
     pub gate: std::sync::Arc<dyn Gate>,
     /// Connections that write at the same time; 0 lets the engine choose.
     pub parallel: u32,
-    /// Bytes of memory for the folded log before it spills to disk.
+    /// Bytes of memory for the folded log before it spills to disk, where the engine folds it.
     pub fold_memory: usize,
     /// Folder for what spills.
     pub scratch: std::path::PathBuf,
@@ -209,8 +270,8 @@ pub struct Probe {
     pub members: Vec<Member>,
     /// The end of what is safely committed.
     pub head: Point,
-    /// The oldest point that its own log still holds.
-    pub log_start: Point,
+    /// The oldest point that its own log still holds; none where its log does not tell the time of that.
+    pub log_start: Option<Point>,
     /// How much its own log holds; none where it has no bounds.
     pub log_room: Option<LogRoom>,
 }
@@ -218,7 +279,7 @@ pub struct Probe {
 /// The bounds of a server's own log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LogRoom {
-    /// Bytes in it now.
+    /// Bytes in it now. Where it is kept for the capture alone, these are not captured yet.
     pub used: u64,
     /// Bytes from which on it forgets its oldest part.
     pub capacity: u64,

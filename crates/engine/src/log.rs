@@ -7,11 +7,25 @@ use hindsight_repository::{ClusterRepository, FRAME_TARGET, WrittenObject, encod
 
 use crate::{EngineError, FailureKind, Result};
 
+/// Which log to follow, and from where.
+#[derive(Clone, Copy, Debug)]
+pub struct LogRequest<'a> {
+    /// The cluster's part of the repository.
+    pub cluster: &'a ClusterRepository,
+    /// What is stored ends here; none to begin at the log's present end.
+    pub after: Option<&'a Point>,
+}
+
 /// How following a log begins.
 pub enum LogStart {
-    /// The log goes on right after the point asked for.
-    Continues(Box<dyn LogReader>),
-    /// The log no longer holds that point, or holds another history there.
+    /// The log goes on.
+    Continues {
+        /// What follows it.
+        reader: Box<dyn LogReader>,
+        /// After which point: the one asked for, where one was.
+        at: Point,
+    },
+    /// The log no longer holds the point asked for, or holds another history there.
     Lost {
         /// One sentence for people.
         cause: String,
@@ -24,15 +38,34 @@ pub trait LogReader: Send {
     /// Appends what comes next, as soon as something comes; returns with nothing new after about a
     /// second, so that the caller can look after other things.
     async fn read(&mut self, buffer: &mut LogBuffer) -> Result<()>;
+
+    /// Everything up to `until` is in the repository: where a server keeps its log for whoever follows it, it may forget
+    /// that much. Must not wait.
+    fn stored(&mut self, _until: &Point) {}
+}
+
+/// How a server keeps its log for the capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Nobody has to ask it to.
+    ByItself,
+    /// It was not asked before; what was made for that, as a sentence.
+    Made(String),
+    /// It was as it should be already; what there is, as a sentence.
+    Already(String),
+    /// It keeps the log no longer; what was removed, as a sentence.
+    Released(String),
 }
 
 /// Log records on their way to a slice.
 #[derive(Debug)]
 pub struct LogBuffer {
-    /// Full frames. They end between records, so that each can be read alone.
-    full: Vec<Bytes>,
+    /// Full frames with their segments. They end between records, so that each can be read alone.
+    full: Vec<(u32, Bytes)>,
     /// The frame that is being filled.
     frame: Vec<u8>,
+    /// The segment it belongs to.
+    segment: u32,
     bytes: usize,
     /// What the records are, and the points between which they lie.
     pub summary: LogSummary,
@@ -44,17 +77,33 @@ impl LogBuffer {
     /// An empty buffer for what follows `start`.
     pub fn starting_at(start: Point) -> Self {
         let summary = LogSummary::starting_at(start);
-        Self { full: Vec::new(), frame: Vec::new(), bytes: 0, summary, substantial: false }
+        Self { full: Vec::new(), frame: Vec::new(), segment: 0, bytes: 0, summary, substantial: false }
+    }
+
+    /// What is pushed from now on belongs to `segment`, in this buffer and those that go on where it ends: a part of the
+    /// log that an engine tells apart from others, such as a timeline. It is 0 in the beginning.
+    pub fn begin_segment(&mut self, segment: u32) {
+        if segment != self.segment {
+            self.close_frame();
+            self.segment = segment;
+        }
     }
 
     /// Appends a record, as it will be stored.
     pub fn push(&mut self, record: &[u8]) {
         if self.frame.len() + record.len() > FRAME_TARGET && !self.frame.is_empty() {
-            let full = std::mem::replace(&mut self.frame, Vec::with_capacity(FRAME_TARGET));
-            self.full.push(full.into());
+            self.close_frame();
+            self.frame.reserve(FRAME_TARGET);
         }
         self.frame.extend_from_slice(record);
         self.bytes += record.len();
+    }
+
+    /// It is stored as it is, without being copied.
+    fn close_frame(&mut self) {
+        if !self.frame.is_empty() {
+            self.full.push((self.segment, std::mem::take(&mut self.frame).into()));
+        }
     }
 
     /// Bytes of records.
@@ -72,6 +121,7 @@ impl LogBuffer {
         Self {
             full: self.full.clone(),
             frame: self.frame.clone(),
+            segment: self.segment,
             bytes: self.bytes,
             summary: self.summary.clone(),
             substantial: self.substantial,
@@ -80,12 +130,10 @@ impl LogBuffer {
 
     /// Takes what was read, leaving an empty buffer that goes on where it ends.
     pub fn take(&mut self) -> Self {
-        let next = Self::starting_at(self.summary.end.clone());
+        let next = Self { segment: self.segment, ..Self::starting_at(self.summary.end.clone()) };
         let mut taken = std::mem::replace(self, next);
-        // Nothing more comes to its last frame: it is stored as it is, without being copied.
-        if !taken.frame.is_empty() {
-            taken.full.push(std::mem::take(&mut taken.frame).into());
-        }
+        // Nothing more comes to its last frame.
+        taken.close_frame();
         taken
     }
 
@@ -93,11 +141,38 @@ impl LogBuffer {
     /// be stored again.
     pub async fn store(&self, cluster: &ClusterRepository, key: String, level: i32) -> Result<WrittenObject> {
         let mut writer = cluster.object_writer(key, ObjectKind::Slice).await;
-        let last = Some(&self.frame).filter(|frame| !frame.is_empty()).map(|frame| Bytes::copy_from_slice(frame));
-        for raw in self.full.iter().cloned().chain(last) {
-            let encoded = tokio::task::spawn_blocking(move || encode_frame(&raw, level, 0)).await;
+        let last = Some(&self.frame).filter(|frame| !frame.is_empty());
+        let last = last.map(|frame| (self.segment, Bytes::copy_from_slice(frame)));
+        for (segment, raw) in self.full.iter().cloned().chain(last) {
+            let encoded = tokio::task::spawn_blocking(move || encode_frame(&raw, level, segment)).await;
             writer.write(encoded.map_err(|e| EngineError::new(FailureKind::Local, e.to_string()))??).await?;
         }
         Ok(writer.finish(Some(self.summary.clone())).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hindsight_format::Position;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_frame_belongs_to_one_segment_and_what_goes_on_to_the_last() {
+        let position = Position::new("1", "1").unwrap();
+        let mut buffer = LogBuffer::starting_at(Point { time: Timestamp::UNIX_EPOCH, position });
+        buffer.begin_segment(7);
+        buffer.push(b"a");
+        buffer.push(b"b");
+        buffer.begin_segment(7);
+        buffer.push(b"c");
+        buffer.begin_segment(8);
+        buffer.push(b"d");
+        let taken = buffer.take();
+        assert_eq!(taken.full, [(7, Bytes::from_static(b"abc")), (8, Bytes::from_static(b"d"))]);
+        assert_eq!((taken.len(), buffer.len(), buffer.segment), (4, 0, 8));
+        buffer.push(b"e");
+        assert_eq!((buffer.copy().segment, buffer.take().full), (8, vec![(8, Bytes::from_static(b"e"))]));
     }
 }

@@ -1,9 +1,9 @@
 //! What is restored, and what that will do to the target.
 
+use hindsight_format::{ClusterIdentity, Point, RestoreTotals};
+use jiff::Timestamp;
 use serde::Serialize;
 use thiserror::Error;
-
-use hindsight_format::ClusterIdentity;
 
 /// Which namespaces are restored, and under which name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -125,7 +125,7 @@ impl Selection {
 }
 
 /// What a restore will do to its target: shown before the confirmation, and by `--dry-run`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Preview {
     /// The cluster that is written to.
     pub into: ClusterIdentity,
@@ -140,15 +140,46 @@ pub struct Preview {
     pub existing: Vec<NamespaceChange>,
     /// What else must be known beforehand.
     pub notes: Vec<String>,
+    /// Where in the log the restore ends, where the engine looks for that beforehand.
+    pub reaches: Option<Reached>,
+    /// Seconds that it will take, about; none where there is nothing to tell that from.
+    pub estimated_secs: Option<u64>,
+}
+
+/// Where in the log a restore ends. Once it was shown it is what is done, however the plan is made again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reached {
+    /// Everything up to here.
+    pub point: Point,
+    /// The last record in it, in the engine's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub through: Option<String>,
+    /// When the last transaction in it was committed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_commit: Option<Timestamp>,
+    /// When the first one was committed that is not in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<Timestamp>,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// What it wrote.
+    pub totals: RestoreTotals,
+    /// Where in the log it came to, where the engine can tell.
+    pub reached: Option<Point>,
+    /// What to do next, a sentence each.
+    pub next: Vec<String>,
 }
 
 /// One namespace of the target.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct NamespaceChange {
     /// Its name.
     pub namespace: String,
-    /// Documents or rows it has now, about.
-    pub documents: u64,
+    /// Items it has now, about.
+    pub items: u64,
     /// Bytes it has now, about.
     pub bytes: u64,
     /// Whether the base snapshot has it too.

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use hindsight_catalog::RestorePlan;
 use hindsight_format::RestoreTotals;
-use serde::Serialize;
 
-use crate::{Engine, Job, Result};
+use crate::{Destination, Engine, Job, Result};
 
 /// How to start a scratch server.
 #[derive(Clone, Debug)]
@@ -27,6 +26,11 @@ pub trait Scratch: Send + Sync {
     /// The engine that is connected to it.
     fn engine(&self) -> Arc<dyn Engine>;
 
+    /// Where that engine is to restore.
+    fn destination(&self) -> Destination {
+        Destination::Connected
+    }
+
     /// Its version.
     fn version(&self) -> &str;
 
@@ -38,13 +42,13 @@ pub trait Scratch: Send + Sync {
 }
 
 /// What the examination of restored data gave.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Examined {
-    /// Collections that the server checked.
-    pub collections: u64,
-    /// Documents in them.
-    pub documents: u64,
-    /// Collections whose hash was compared with the one kept at backup time; none when none were kept, or the
+    /// Containers that the server checked.
+    pub containers: u64,
+    /// Items in them.
+    pub items: u64,
+    /// Containers whose hash was compared with the one kept at backup time; none when none were kept, or the
     /// restore point is another moment.
     pub hashes_compared: Option<u64>,
     /// What is wrong, a line each.

@@ -10,9 +10,9 @@ use crate::position::Point;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectKind {
-    /// Documents of a snapshot.
+    /// Data of a snapshot.
     Data,
-    /// The catalog of a snapshot: collections, options, indexes.
+    /// The catalog of a snapshot: what there is, and how it is defined.
     Catalog,
     /// A slice of a stream.
     Slice,
@@ -46,7 +46,8 @@ pub struct FrameEntry {
     /// CRC-32 of the stored bytes.
     #[serde(rename = "c")]
     pub crc32: u32,
-    /// The scan that the frame belongs to; 0 where there is none.
+    /// In data of a snapshot the scan, in a slice the part of the log (PostgreSQL: the timeline) that the frame belongs
+    /// to; 0 where there is none.
     #[serde(rename = "s", default, skip_serializing_if = "is_zero")]
     pub segment: u32,
 }

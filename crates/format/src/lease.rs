@@ -96,7 +96,7 @@ impl std::fmt::Display for OperationKind {
         f.write_str(match self {
             Self::Backup => "backup",
             Self::Restore => "restore",
-            Self::Replay => "oplog replay",
+            Self::Replay => "log replay",
             Self::Capture => "capture",
             Self::Cleanup => "cleanup",
             Self::Verify => "verification",

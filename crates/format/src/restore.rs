@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::ClusterIdentity;
+use crate::position::Point;
 use crate::repository::WITHHELD;
 
 /// A restore that was begun. Rewritten by the process that runs it, under the operation lease of
@@ -42,6 +43,9 @@ pub struct RestoreRecord {
     /// The epoch that begins with it, when the target is itself kept in the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_epoch: Option<u64>,
+    /// Where in the log it came to, where the engine can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<Point>,
     /// What was written.
     pub totals: RestoreTotals,
     /// Why it failed.
@@ -92,14 +96,14 @@ impl std::fmt::Display for RestoreState {
 /// What a restore wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreTotals {
-    /// Collections created.
+    /// Containers created, in the engine's words: collections, databases.
     pub collections: u64,
-    /// Documents inserted.
+    /// Items written, in the engine's words: documents, files.
     pub documents: u64,
-    /// Bytes inserted.
+    /// Bytes written.
     pub bytes: u64,
-    /// Indexes built.
+    /// Indexes built, where the engine counts them.
     pub indexes: u64,
-    /// Log records folded.
+    /// Log records taken into account.
     pub log_records: u64,
 }

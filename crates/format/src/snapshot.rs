@@ -158,9 +158,9 @@ pub struct ObjectRef {
 /// Sums over a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotTotals {
-    /// Collections or tables.
+    /// Containers, in the engine's words: collections, databases.
     pub collections: u64,
-    /// Documents or rows (0 where the engine does not count).
+    /// Items in them, in the engine's words: documents, files (0 where it does not count).
     pub documents: u64,
     /// Bytes before compression, log included.
     pub raw_bytes: u64,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hindsight_catalog::{History, chains};
-use hindsight_engine::{Engine, EngineError, LogReader, LogStart, Progress};
+use hindsight_engine::{Engine, EngineError, Kept, LogReader, LogRequest, LogStart, Progress};
 use hindsight_format::{
     ClusterConfig, GapRecord, LeaseRecord, Operation, OperationKind, PitrConfig, Point, RestoreState, StoredSlice,
     format_time,
@@ -144,7 +144,7 @@ impl Agent {
         let mut told = None;
         while !cancel.is_cancelled() {
             standing.tries();
-            match self.turn(standing, &cancel).await {
+            match self.turn(told.as_ref(), standing, &cancel).await {
                 Ok(rest) => {
                     if rest.is_some() {
                         standing.goes_on();
@@ -178,10 +178,14 @@ impl Agent {
         }
     }
 
-    /// One attempt to capture; returns why there is nothing to do, or after a session.
-    async fn turn(&self, standing: &Standing, cancel: &CancellationToken) -> Result<Option<Rest>> {
+    /// One attempt to capture; returns why there is nothing to do, which is `told` where it was so before, or after a
+    /// session.
+    async fn turn(&self, told: Option<&Rest>, standing: &Standing, cancel: &CancellationToken) -> Result<Option<Rest>> {
         let config = self.cluster.config().await?.1;
         if let Some(rest) = self.must_rest(&config).await? {
+            if rest == Rest::SwitchedOff && told != Some(&rest) {
+                self.keep_log(false).await?;
+            }
             return Ok(Some(rest));
         }
         let operation =
@@ -359,13 +363,14 @@ impl Agent {
     /// Opens the log where the stored chain ends; or, when the server no longer has that, at the
     /// newest snapshot or at the present end, with a record of the gap.
     async fn open(&self, history: &History, place: &Place) -> Result<(Box<dyn LogReader>, Point)> {
+        self.keep_log(true).await?;
         let mut lost = None;
         let ends =
             chains(history).into_iter().filter(|chain| chain.stream == place.stream && chain.epoch == place.epoch);
         let end = ends.map(|chain| chain.end).max_by(|a, b| a.position.order().cmp(b.position.order()));
         if let Some(end) = &end {
-            match self.engine.open_log(Some(end)).await? {
-                LogStart::Continues(reader) => return Ok((reader, end.clone())),
+            match self.open_log(Some(end)).await? {
+                LogStart::Continues { reader, at } => return Ok((reader, at)),
                 LogStart::Lost { cause } => lost = Some(cause),
             }
         }
@@ -375,16 +380,15 @@ impl Agent {
             .max_by(|a, b| a.position.order().cmp(b.position.order()));
         let later = newest.filter(|at| end.as_ref().is_none_or(|end| at.position.order() > end.position.order()));
         if let Some(at) = later
-            && let LogStart::Continues(reader) = self.engine.open_log(Some(at)).await?
+            && let LogStart::Continues { reader, at } = self.open_log(Some(at)).await?
         {
-            self.record_gap(place, end, at, lost).await?;
-            return Ok((reader, at.clone()));
+            self.record_gap(place, end, &at, lost).await?;
+            return Ok((reader, at));
         }
-        let head = self.engine.probe().await?.head;
-        match self.engine.open_log(Some(&head)).await? {
-            LogStart::Continues(reader) => {
-                self.record_gap(place, end, &head, lost).await?;
-                Ok((reader, head))
+        match self.open_log(None).await? {
+            LogStart::Continues { reader, at } => {
+                self.record_gap(place, end, &at, lost).await?;
+                Ok((reader, at))
             }
             LogStart::Lost { cause } => Err(EngineError::new(
                 hindsight_engine::FailureKind::Server,
@@ -392,6 +396,20 @@ impl Agent {
             )
             .into()),
         }
+    }
+
+    async fn open_log(&self, after: Option<&Point>) -> Result<LogStart> {
+        Ok(self.engine.open_log(&LogRequest { cluster: &self.cluster, after }).await?)
+    }
+
+    /// The server keeps its log for as long as it is to be captured, and no longer: it would fill its disk.
+    async fn keep_log(&self, keep: bool) -> Result<()> {
+        match self.engine.keep_log(&self.cluster, keep).await? {
+            Kept::Made(what) | Kept::Released(what) => tracing::info!("{what}"),
+            Kept::Already(what) => tracing::debug!("{what}"),
+            Kept::ByItself => {}
+        }
+        Ok(())
     }
 
     async fn record_gap(&self, place: &Place, start: Option<Point>, end: &Point, cause: Option<String>) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Taking a snapshot.
 
-use hindsight_engine::{Engine, EngineError, Job, Progress, SnapshotRequest, Throttle};
+use hindsight_engine::{BackupType, Engine, EngineError, Job, Progress, SnapshotRequest, Throttle};
 use hindsight_format::{CHECKPOINTS, OperationKind, SnapshotManifest, format_time};
 use hindsight_repository::ClusterRepository;
 use jiff::{SignedDuration, Timestamp};
@@ -14,6 +14,8 @@ use crate::{JobError, Result};
 /// What the user has a say in.
 #[derive(Clone, Debug, Default)]
 pub struct BackupRequest {
+    /// How it is to be made; none for the engine's own way.
+    pub wanted: Option<BackupType>,
     /// Namespace patterns; empty for everything.
     pub namespaces: Vec<String>,
     /// zstd level; none for the cluster's setting.
@@ -56,8 +58,9 @@ pub async fn backup(
         match &taken {
             Ok(manifest) => tracing::info!(
                 target: RESULT,
-                "done: {} documents, {} bytes stored; it is at {}",
+                "done: {} {}, {} bytes stored; it is at {}",
                 manifest.totals.documents,
+                engine.words().item.1,
                 manifest.totals.stored_bytes,
                 format_time(manifest.restore_time())
             ),
@@ -85,6 +88,7 @@ async fn take(
         let snapshot = SnapshotRequest {
             id: id.to_owned(),
             epoch: cluster.current_epoch().await?,
+            wanted: request.wanted,
             namespaces: request.namespaces.clone(),
             compression_level: request.compression_level.unwrap_or(config.compression_level),
             parallel: request.parallel.unwrap_or(config.num_parallel_collections),

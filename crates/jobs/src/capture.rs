@@ -191,6 +191,7 @@ impl Capture {
         self.stored.retain(|known| known.name.start != slice.name.start);
         self.stored.push(slice.clone());
         self.durable = slice.name.end.clone();
+        self.reader.stored(&self.durable);
         self.told.metrics.stored(slice.stored_bytes);
         self.lease.set_detail(format!("captured until {}", self.durable));
         tracing::debug!(slice = %slice.name, bytes = slice.stored_bytes, "stored");

@@ -162,11 +162,12 @@ async fn try_out(scratch: &dyn Scratch, job: &Job, plan: &RestorePlan, target: T
     let selection = Selection::new(plan.base.namespaces.clone())
         .map_err(|error| EngineError::new(FailureKind::Damaged, error.to_string()))?;
     let begun = Instant::now();
-    let preview = engine.prepare_restore(&job.cluster, plan, &selection).await?;
+    let destination = scratch.destination();
+    let preview = engine.prepare_restore(&job.cluster, plan, &selection, &destination).await?;
     let gate = Arc::new(Open::default());
     let options = options(&job.cluster, gate.clone(), None, false).await?;
-    let request = RestoreRequest { selection, ..RestoreRequest::to(target) };
-    let totals = run_planned(&*engine, job, plan, &request, &preview, &options, &gate.0).await?;
+    let request = RestoreRequest { selection, destination, ..RestoreRequest::to(target) };
+    let totals = run_planned(&*engine, job, plan, &request, &preview, &options, &gate.0).await?.totals;
     let recovery_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let examined = scratch.examine(job, plan, &totals).await?;
     Ok(Tried { totals, recovery_ms, examined })

@@ -48,6 +48,18 @@ impl Exclusive {
         Ok(Self { lease, cluster: cluster.clone(), cancel, asked: Arc::default(), reading: None })
     }
 
+    /// The right only to read from `source`, for work that touches nothing that others share.
+    pub(crate) async fn reading(
+        source: &ClusterRepository,
+        kind: OperationKind,
+        id: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Self> {
+        let cancel = cancel.child_token();
+        let Reading { lease, cluster } = Reading::take(source, kind, id, &cancel).await?;
+        Ok(Self { lease, cluster, cancel, asked: Arc::default(), reading: None })
+    }
+
     /// From now on nothing is deleted from what `source` has stored either, if it is another cluster.
     pub(crate) async fn reads(&mut self, source: &ClusterRepository, kind: OperationKind, id: &str) -> Result<()> {
         if self.cluster.name() != source.name() {
@@ -131,7 +143,9 @@ impl Exclusive {
         {
             tracing::debug!(%error, "the wish to stop stays behind until the next cleanup");
         }
-        if let Err(error) = self.lease.release().await {
+        if self.lease.name().starts_with(READING) {
+            Reading { lease: self.lease, cluster: self.cluster }.release().await;
+        } else if let Err(error) = self.lease.release().await {
             tracing::warn!(%error, "the right to be alone could not be given back, and runs out by itself");
         }
         done

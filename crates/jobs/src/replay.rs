@@ -156,6 +156,7 @@ fn first_record(plan: &Replay, id: &str) -> RestoreRecord {
         into: plan.into.identity.clone(),
         into_hosts: plan.into.members.iter().map(|member| member.host.as_str()).collect::<Vec<_>>().join(","),
         new_epoch: None,
+        reached: None,
         totals: RestoreTotals::default(),
         error: None,
         run_by: env!("CARGO_PKG_VERSION").to_owned(),

@@ -7,7 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
 use hindsight_catalog::{Cut, RestorePlan, Target, plan};
-use hindsight_engine::{Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Selection, Throttle};
+use hindsight_engine::{
+    Destination, Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Restored, Selection, Throttle,
+};
 use hindsight_format::{
     EpochCause, FORMAT_VERSION, LeaseRecord, OperationKind, Place, RestoreRecord, RestoreState, RestoreTotals,
     StoredSlice, format_time,
@@ -41,6 +43,8 @@ pub struct RestoreRequest {
     pub base: Option<String>,
     /// Which namespaces, under which name.
     pub selection: Selection,
+    /// Where to.
+    pub destination: Destination,
     /// Connections that write; none for the cluster's setting.
     pub parallel: Option<u32>,
     /// Bytes to insert per second, 0 for any number; none for the cluster's setting.
@@ -50,13 +54,14 @@ pub struct RestoreRequest {
 }
 
 impl RestoreRequest {
-    /// Everything, as it was at `target`, with the cluster's settings.
+    /// Everything, as it was at `target`, into the connected database, with the cluster's settings.
     #[must_use]
     pub fn to(target: Target) -> Self {
         Self {
             target,
             base: None,
             selection: Selection::default(),
+            destination: Destination::Connected,
             parallel: None,
             rate_limit: None,
             skip_check: false,
@@ -102,18 +107,28 @@ pub(crate) fn restore_point(plan: &RestorePlan) -> String {
     }
 }
 
-/// Plans a restore of the history of `source` into the connected cluster. Changes nothing.
+/// What a restore came to.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Its record, as it is stored.
+    pub record: RestoreRecord,
+    /// What the engine says is to be done next, a sentence each.
+    pub next: Vec<String>,
+}
+
+/// Plans a restore of the history of `source`. Changes nothing.
 pub async fn propose(
     engine: &dyn Engine,
     repository: &Repository,
     source: &ClusterRepository,
     request: RestoreRequest,
 ) -> Result<Proposal> {
+    engine.accept(&request.destination)?;
     let history = history(source).await?;
     warn_of_damage(&history);
     let plan = plan(&history, &request.target, request.base.as_deref(), Timestamp::now())?;
     require_open(source, &plan).await?;
-    let preview = engine.prepare_restore(source, &plan, &request.selection).await?;
+    let preview = engine.prepare_restore(source, &plan, &request.selection, &request.destination).await?;
     let known = repository.clusters().await?;
     let target = known.iter().find(|cluster| cluster.identity == preview.into);
     let target = target.map(|cluster| repository.cluster(&cluster.name)).transpose()?;
@@ -201,12 +216,10 @@ pub async fn restore(
     proposal: &Proposal,
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<RestoreRecord> {
+) -> Result<Finished> {
     let source = &proposal.source;
     let used = restore_names(source).await?;
     let id = new_name(used);
-    // What is written to must not be used by others meanwhile; what is read may.
-    let place = proposal.target.as_ref().unwrap_or(source);
     let work = async {
         tracing::info!(
             target: RESULT,
@@ -214,12 +227,13 @@ pub async fn restore(
             proposal.restore_point(),
             proposal.plan.base.id
         );
-        let done = alone(engine, proposal, place, &id, progress, cancel).await;
+        let done = alone(engine, proposal, &id, progress, cancel).await;
         match &done {
-            Ok(record) => tracing::info!(
+            Ok(Finished { record, .. }) => tracing::info!(
                 target: RESULT,
-                "done: {} documents, {} log records taken into account",
+                "done: {} {}, {} log records taken into account",
                 record.totals.documents,
+                engine.words().item.1,
                 record.totals.log_records
             ),
             Err(error) => tracing::error!(target: RESULT, hint = error.hint(), "failed: {error}"),
@@ -244,14 +258,22 @@ pub(crate) async fn restore_names(source: &ClusterRepository) -> Result<Vec<Stri
 async fn alone(
     engine: &dyn Engine,
     proposal: &Proposal,
-    place: &ClusterRepository,
     id: &str,
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<RestoreRecord> {
-    let mut exclusive = Exclusive::take(place, OperationKind::Restore, id, cancel).await?;
+) -> Result<Finished> {
+    let source = &proposal.source;
+    let mut exclusive = match (&proposal.target, &proposal.request.destination) {
+        // A new cluster is nobody else's: backups and the capture of the source go on.
+        (None, Destination::Directory(_)) => Exclusive::reading(source, OperationKind::Restore, id, cancel).await?,
+        // What is written to must not be used by others meanwhile; what is read may.
+        (target, _) => {
+            let place = target.as_ref().unwrap_or(source);
+            Exclusive::take(place, OperationKind::Restore, id, cancel).await?
+        }
+    };
     let done = async {
-        exclusive.reads(&proposal.source, OperationKind::Restore, id).await?;
+        exclusive.reads(source, OperationKind::Restore, id).await?;
         carry_out(engine, proposal, id, progress, &exclusive).await
     }
     .await;
@@ -264,7 +286,7 @@ async fn carry_out(
     id: &str,
     progress: &Progress,
     exclusive: &Exclusive,
-) -> Result<RestoreRecord> {
+) -> Result<Finished> {
     let recorder = Arc::new(Recorder {
         source: proposal.source.clone(),
         target: proposal.target.clone(),
@@ -287,7 +309,7 @@ async fn carry_out(
         let job = Job { cluster: proposal.source.clone(), progress: progress.clone(), cancel, throttle };
         let run = run_planned(engine, &job, &proposal.plan, request, &proposal.preview, &options, &recorder.touched);
         tokio::select! {
-            totals = run => totals,
+            restored = run => restored,
             () = told => unreachable_end(),
         }
     };
@@ -297,9 +319,10 @@ async fn carry_out(
         record.finished_at = Some(Timestamp::now());
         record.step = step;
         match &result {
-            Ok(totals) => {
+            Ok(restored) => {
                 record.state = RestoreState::Success;
-                record.totals = *totals;
+                record.totals = restored.totals;
+                record.reached.clone_from(&restored.reached);
             }
             Err(error) => {
                 record.state = RestoreState::Error;
@@ -309,12 +332,13 @@ async fn carry_out(
     });
     let record = exclusive.soon(told).await;
     // The first failure is the one to tell.
-    result?;
-    record.unwrap_or_else(|| Err(EngineError::cancelled().into()))
+    let next = result?.next;
+    let record = record.unwrap_or_else(|| Err(EngineError::cancelled().into()))?;
+    Ok(Finished { record, next })
 }
 
 /// Steps are told for as long as the restore runs, so that this is never awaited to its end.
-fn unreachable_end() -> Result<RestoreTotals> {
+fn unreachable_end() -> Result<Restored> {
     Err(EngineError::cancelled().into())
 }
 
@@ -345,6 +369,7 @@ fn first_record(proposal: &Proposal, id: &str) -> RestoreRecord {
         into: proposal.preview.into.clone(),
         into_hosts: proposal.preview.into_hosts.clone(),
         new_epoch: None,
+        reached: None,
         totals: RestoreTotals::default(),
         error: None,
         run_by: env!("CARGO_PKG_VERSION").to_owned(),
@@ -379,10 +404,10 @@ pub(crate) async fn run_planned(
     preview: &Preview,
     options: &RestoreOptions,
     touched: &AtomicBool,
-) -> Result<RestoreTotals> {
+) -> Result<Restored> {
     let mut current = first.clone();
     for _ in 0..REPLANS {
-        match engine.restore(job, &current, &request.selection, preview, options).await {
+        match engine.restore(job, &current, &request.selection, &request.destination, preview, options).await {
             Err(error) if is_missing(&error) && !touched.load(Ordering::Relaxed) => {
                 let history = history(&job.cluster).await?;
                 let again = plan(&history, &request.target, Some(&current.base.id), Timestamp::now())?;

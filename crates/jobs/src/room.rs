@@ -17,14 +17,19 @@ pub const LITTLE_TIME: SignedDuration = SignedDuration::from_hours(1);
 
 /// How long from now on the capture may stand still at `captured` before the server's log rolls over it, when the
 /// log goes on as now: `rate` is in bytes per second, none for the mean of what the log holds. None when the
-/// server's log has no bounds.
+/// server's log has no bounds, or nothing tells its pace.
 pub fn time_left(probe: &Probe, captured: &Point, rate: Option<f64>) -> Option<SignedDuration> {
     let room = probe.log_room?;
-    if captured.position.order() < probe.log_start.position.order() {
+    // Years are as good as for ever.
+    let told = |seconds: f64| SignedDuration::try_from_secs_f64(seconds.clamp(0.0, 1e10)).ok();
+    let Some(log_start) = &probe.log_start else {
+        return told(room.capacity.saturating_sub(room.used) as f64 / rate?.max(1.0));
+    };
+    if captured.position.order() < log_start.position.order() {
         return Some(SignedDuration::ZERO);
     }
     let seconds = |from: &Point, to: &Point| to.time.duration_since(from.time).as_secs_f64().max(0.0);
-    let window = seconds(&probe.log_start, &probe.head).max(1.0);
+    let window = seconds(log_start, &probe.head).max(1.0);
     let mean = room.used as f64 / window;
     // A burst counts; a quiet minute after a busy day does not.
     let rate = rate.unwrap_or(mean).max(mean).max(1.0);
@@ -32,8 +37,7 @@ pub fn time_left(probe: &Probe, captured: &Point, rate: Option<f64>) -> Option<S
     let behind = seconds(captured, &probe.head);
     let free = (room.capacity as f64 - behind * mean).max(0.0);
     let promised = room.kept_secs as f64 - behind;
-    // Years are as good as for ever.
-    SignedDuration::try_from_secs_f64((free / rate).max(promised).clamp(0.0, 1e10)).ok()
+    told((free / rate).max(promised))
 }
 
 /// Warns long before the server's log rolls over what is not captured yet.
@@ -78,8 +82,8 @@ impl Room {
         if is_due {
             self.warned = Some(left);
             tracing::warn!(
-                "the server's own log holds what is not captured yet (after {captured}) for {} s longer at its present pace: enlarge it, \
-                 or see what holds the capture back",
+                "the server's own log holds what is not captured yet (after {captured}) for {} s longer at its present pace: \
+                 see what holds the capture back, or give it more room",
                 left.as_secs()
             );
         } else if left >= LITTLE_TIME {
@@ -133,7 +137,7 @@ mod tests {
             version: "1".into(),
             members: Vec::new(),
             head: point(head),
-            log_start: point(start),
+            log_start: Some(point(start)),
             log_room: room,
         }
     }
@@ -154,6 +158,9 @@ mod tests {
         // The server promises to keep more.
         assert_eq!(left(&probe(10_000, 20_000, room(1_000_000, 1_000_000, 86_400)), 19_000, None), Some(85_400));
         assert_eq!(left(&probe(0, 5, None), 5, None), None);
+        // No time is known of its beginning, where it is kept for the capture.
+        let kept = Probe { log_start: None, ..probe(0, 5, room(400, 1_000, 0)) };
+        assert_eq!((left(&kept, 5, None), left(&kept, 5, Some(2.0))), (None, Some(300)));
         assert!(left(&probe(5, 5, room(0, 1 << 40, 0)), 5, None).unwrap() > 1 << 30);
     }
 

@@ -71,7 +71,7 @@ impl SnapshotCheck {
 }
 
 impl DataCheck for SnapshotCheck {
-    fn frame(&self, segment: u32, raw: &[u8]) -> std::result::Result<(), String> {
+    fn frame(&self, _object: &str, segment: u32, raw: &[u8]) -> std::result::Result<(), String> {
         let (mut run, mut number) = (raw, 0);
         while next(&mut run, &mut number)?.is_some() {}
         if let Some(found) = self.found.get(&segment) {
@@ -124,7 +124,7 @@ impl OplogCheck {
 }
 
 impl LogCheck for OplogCheck {
-    fn frame(&mut self, raw: &[u8]) -> std::result::Result<(), String> {
+    fn frame(&mut self, _segment: u32, raw: &[u8]) -> std::result::Result<(), String> {
         let (mut run, mut number) = (raw, 0);
         while let Some(document) = next(&mut run, &mut number)? {
             let entry = Entry::parse(document).map_err(|error| format!("record {number} of the frame: {error}"))?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bson::{Document, Timestamp, doc};
-use hindsight_engine::{EngineError, Member, Result};
+use hindsight_engine::{EngineError, FailureKind, Member, Result};
 use hindsight_format::ClusterIdentity;
 use mongodb::Client;
 use mongodb::options::{ClientOptions, ServerAddress};
@@ -36,6 +36,13 @@ struct Candidate {
     usable: bool,
 }
 
+/// Whether there is something between user and options. The driver's own message might repeat what is before it.
+fn names_a_host(uri: &str) -> bool {
+    let rest = uri.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.rsplit('@').next().is_some_and(|hosts| !hosts.is_empty())
+}
+
 /// A direct connection to one member.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
@@ -57,6 +64,10 @@ impl Cluster {
     /// Connects, and refuses what is no replica set.
     pub(crate) async fn connect(uri: &str) -> Result<Self> {
         let doing = "connecting";
+        if !names_a_host(uri) {
+            return Err(EngineError::new(FailureKind::Address, "the connection string names no host")
+                .hint("a connection string looks like mongodb://user:password@host:27017/?replicaSet=rs0"));
+        }
         let mut options = ClientOptions::parse(uri).await.map_err(|e| driver(doing, e))?;
         options.app_name.get_or_insert_with(|| "hindsight".to_owned());
         options.server_selection_timeout.get_or_insert(Duration::from_secs(10));
@@ -315,6 +326,12 @@ pub(crate) fn number(doc: &Document, field: &str) -> Option<i64> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_string_without_a_host_is_told_from_others() {
+        assert!(["mongodb://a", "mongodb://u:p@a:1,b/x?y=z", "mongodb+srv://u@a/"].into_iter().all(names_a_host));
+        assert!(!["", "mongodb://", "mongodb://u:p@", "mongodb://u:p@/a?b=c"].into_iter().any(names_a_host));
+    }
 
     #[test]
     fn a_member_that_does_not_know_yet_what_is_committed_is_asked_again() {

@@ -26,10 +26,11 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    CollectionInfo, DataCheck, Engine, EngineError, Grant, Job, LogCheck, LogStart, Preview, Probe, ReplayTotals,
-    RestoreOptions, Result, Scratch, ScratchRequest, Selection, SnapshotRequest,
+    Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, LogCheck, LogRequest, LogStart,
+    Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
+    SnapshotRequest, Spoken, Words,
 };
-use hindsight_format::{Point, RestoreTotals, SnapshotManifest};
+use hindsight_format::{Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
 
 use cluster::{Cluster, progress};
@@ -38,6 +39,15 @@ use optime::Optime;
 
 /// Name of the engine in everything stored.
 pub const NAME: &str = "mongodb";
+
+/// What things are called.
+pub const WORDS: Words = Words {
+    container: ("collection", "collections"),
+    item: ("document", "documents"),
+    index: Some(("index", "indexes")),
+    log: "oplog",
+    comment: "//",
+};
 
 /// A MongoDB replica set, by its connection string.
 pub struct MongoEngine {
@@ -62,11 +72,15 @@ impl MongoEngine {
 
 #[async_trait]
 impl Engine for MongoEngine {
-    fn parse_position(&self, text: &str) -> Option<Target> {
+    fn words(&self) -> &'static Words {
+        &WORDS
+    }
+
+    fn parse_point(&self, text: &str) -> Option<Spoken> {
         let (secs, inc) = text.split_once(',')?;
         let (secs, inc): (u32, u32) = (secs.trim().parse().ok()?, inc.trim().parse().ok()?);
         let time = jiff::Timestamp::from_second(secs.into()).ok()?;
-        Some(Target::Through { time, order: Optime::order_text(secs, inc) })
+        Some(Spoken::Target(Target::Through { time, order: Optime::order_text(secs, inc) }))
     }
 
     fn grants(&self) -> Vec<Grant> {
@@ -76,7 +90,7 @@ impl Engine for MongoEngine {
     async fn probe(&self) -> Result<Probe> {
         let cluster = self.cluster().await?;
         let head = progress(&cluster.client).await?.committed.point()?;
-        let log_start = reader::oldest(&cluster.client).await?.point()?;
+        let log_start = Some(reader::oldest(&cluster.client).await?.point()?);
         let log_room = reader::room(&cluster.client).await;
         Ok(Probe {
             engine: NAME,
@@ -92,10 +106,11 @@ impl Engine for MongoEngine {
     }
 
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
+        snapshot::require_logical(request.wanted)?;
         snapshot::take(&self.cluster().await?, job, request).await
     }
 
-    async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<CollectionInfo>> {
+    async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<Content>> {
         let catalog = snapshot::stored::load(cluster, manifest).await?;
         let mut collections: Vec<_> =
             catalog.collections.iter().map(snapshot::stored::StoredCollection::info).collect();
@@ -103,16 +118,27 @@ impl Engine for MongoEngine {
         Ok(collections)
     }
 
-    async fn open_log(&self, after: Option<&Point>) -> Result<LogStart> {
+    async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart> {
         let source = self.cluster().await?.source().await?;
-        let after = match after {
+        let after = match request.after {
             Some(point) => Optime::from_point(point)?,
             None => source.progress().await?.committed,
         };
         Ok(match OplogReader::open(&source.client, after).await? {
-            Opened::Continues(reader) => LogStart::Continues(reader),
+            Opened::Continues(reader) => LogStart::Continues { reader, at: after.point()? },
             Opened::Lost(cause) => LogStart::Lost { cause },
         })
+    }
+
+    fn accept(&self, destination: &Destination) -> Result<()> {
+        match destination {
+            Destination::Connected => Ok(()),
+            Destination::Directory(_) => Err(EngineError::new(
+                FailureKind::Unsupported,
+                "MongoDB is restored into a replica set that runs, not into a directory",
+            )
+            .hint("start a replica set, and name it with --uri instead of --target-dir")),
+        }
     }
 
     async fn prepare_restore(
@@ -120,6 +146,7 @@ impl Engine for MongoEngine {
         source: &ClusterRepository,
         plan: &RestorePlan,
         selection: &Selection,
+        _destination: &Destination,
     ) -> Result<Preview> {
         restore::prepare(&self.cluster().await?, source, plan, selection).await
     }
@@ -129,10 +156,12 @@ impl Engine for MongoEngine {
         job: &Job,
         plan: &RestorePlan,
         selection: &Selection,
+        _destination: &Destination,
         _preview: &Preview,
         options: &RestoreOptions,
-    ) -> Result<RestoreTotals> {
-        restore::run(&self.cluster().await?, job, plan, selection, options).await
+    ) -> Result<Restored> {
+        let totals = restore::run(&self.cluster().await?, job, plan, selection, options).await?;
+        Ok(Restored { totals, ..Restored::default() })
     }
 
     async fn replay(&self, job: &Job, stretch: &Stretch, scratch: PathBuf) -> Result<ReplayTotals> {
@@ -171,4 +200,19 @@ pub(crate) fn cut(cut: &hindsight_catalog::Cut) -> Result<fold::Cut> {
             parse().ok_or_else(|| EngineError::damaged(format!("{order} is no position of an oplog")))?
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use hindsight_engine::Directory;
+
+    use super::*;
+
+    #[test]
+    fn directories_are_refused() {
+        let engine = MongoEngine::new("");
+        let refused = engine.accept(&Destination::Directory(Directory { path: "/data".into() })).unwrap_err();
+        assert!(refused.hint.is_some_and(|hint| hint.contains("--target-dir")), "{}", refused.what);
+        assert!(engine.accept(&Destination::Connected).is_ok());
+    }
 }

@@ -69,7 +69,7 @@ struct Compressor {
 }
 
 /// Compresses `raw` to a frame of its own. This is work for the processor: call it where blocking
-/// is allowed. `segment` is the scan it belongs to, 0 where there is none.
+/// is allowed. `segment` is the scan or the part of a log it belongs to, 0 where there is none.
 pub fn encode_frame(raw: &[u8], level: i32, segment: u32) -> Result<EncodedFrame> {
     if raw.len() > MAX_FRAME_RAW {
         return Err(Error::Refused(format!(

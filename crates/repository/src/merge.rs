@@ -38,7 +38,7 @@ pub async fn merge_slices(
     };
     for pair in parts.windows(2) {
         if let [before, next] = pair
-            && before.name.end != next.name.start
+            && before.name.end.position != next.name.start.position
         {
             return Err(Error::Refused(format!("the slices {} and {} do not meet", before.name, next.name)));
         }
@@ -77,7 +77,7 @@ async fn copy_all(
     level: i32,
 ) -> Result<LogSummary> {
     let mut summary: Option<LogSummary> = None;
-    let mut small = Vec::new();
+    let mut small = Small::default();
     for part in parts {
         let reader = cluster.slice_reader(part).await?;
         let footer = reader.footer();
@@ -90,27 +90,41 @@ async fn copy_all(
         while let Some((index, stored)) = frames.try_next().await? {
             match footer.frames.get(index) {
                 Some(entry) if entry.raw_len >= WORTH_COPYING => {
-                    flush(&mut small, writer, level).await?;
+                    small.flush(writer, level).await?;
                     writer.write(EncodedFrame::copied(*entry, stored)).await?;
                 }
-                _ => {
-                    small.extend_from_slice(&reader.decode(index, stored).await?);
-                    if small.len() >= FRAME_TARGET {
-                        flush(&mut small, writer, level).await?;
+                entry => {
+                    let segment = entry.map_or(0, |entry| entry.segment);
+                    if segment != small.segment {
+                        small.flush(writer, level).await?;
+                        small.segment = segment;
+                    }
+                    small.raw.extend_from_slice(&reader.decode(index, stored).await?);
+                    if small.raw.len() >= FRAME_TARGET {
+                        small.flush(writer, level).await?;
                     }
                 }
             }
         }
     }
-    flush(&mut small, writer, level).await?;
+    small.flush(writer, level).await?;
     summary.ok_or_else(|| Error::Refused("there are no slices to merge".to_owned()))
 }
 
-async fn flush(small: &mut Vec<u8>, writer: &mut ObjectWriter, level: i32) -> Result<()> {
-    if small.is_empty() {
-        return Ok(());
+/// What is put together into one frame. A frame belongs to one segment.
+#[derive(Default)]
+struct Small {
+    segment: u32,
+    raw: Vec<u8>,
+}
+
+impl Small {
+    async fn flush(&mut self, writer: &mut ObjectWriter, level: i32) -> Result<()> {
+        if self.raw.is_empty() {
+            return Ok(());
+        }
+        let (raw, segment) = (std::mem::take(&mut self.raw), self.segment);
+        let encoded = tokio::task::spawn_blocking(move || encode_frame(&raw, level, segment)).await;
+        writer.write(encoded.map_err(|_| Error::cut_off("write", writer.key()))??).await
     }
-    let raw = std::mem::take(small);
-    let encoded = tokio::task::spawn_blocking(move || encode_frame(&raw, level, 0)).await;
-    writer.write(encoded.map_err(|_| Error::cut_off("write", writer.key()))??).await
 }

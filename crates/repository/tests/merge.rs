@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::{NAMESPACE, cluster, file, noise, point, read_raw, write_slice};
+use common::{NAMESPACE, cluster, file, noise, point, read_raw, write_slice, write_slice_of};
+use hindsight_format::Point;
 use hindsight_repository::{Error, merge_slices};
 
 #[tokio::test]
@@ -38,6 +39,23 @@ async fn merging_changes_nothing_but_the_number_of_objects() {
     let raw = read_raw(&cluster.slice_reader(&all).await.unwrap()).await.unwrap();
     assert!(raw.ends_with(b"lastmore"));
     assert_eq!(merge_slices(&cluster, "rs0", 1, std::slice::from_ref(&all), 11, 3).await.unwrap(), all);
+}
+
+#[tokio::test]
+async fn frames_stay_in_their_segments() {
+    let (_folder, cluster) = cluster().await;
+    let first = [(b"a".to_vec(), 1), (b"b".to_vec(), 1), (b"c".to_vec(), 2)];
+    let next = [(b"d".to_vec(), 2), (noise(1 << 20), 3), (b"e".to_vec(), 3)];
+    let parts = [
+        write_slice_of(&cluster, point(0), point(1), &first).await,
+        // A slice meets the one before it by its position: the time that is told of that may be another.
+        write_slice_of(&cluster, Point { time: point(2).time, ..point(1) }, point(3), &next).await,
+    ];
+    let merged = merge_slices(&cluster, "rs0", 1, &parts, 2, 3).await.unwrap();
+    let reader = cluster.slice_reader(&merged).await.unwrap();
+    let frames: Vec<_> = reader.footer().frames.iter().map(|frame| (frame.raw_len, frame.segment)).collect();
+    assert_eq!(frames, [(2, 1), (2, 2), (1 << 20, 3), (1, 3)]);
+    assert!(read_raw(&reader).await.unwrap().starts_with(b"abcd"));
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 //! `backup`.
 
-use hindsight_engine::{Progress, Selection};
+use hindsight_engine::{BackupType, Progress, Selection};
 use hindsight_format::OperationKind;
 use hindsight_jobs::{BackupRequest, Resume, backup};
 
 use super::begun::begun;
 use crate::cluster::{connect, registered};
 use crate::context::Context;
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::progress;
 use crate::report::snapshot::{SnapshotReport, Taken, path};
 use crate::text;
@@ -22,7 +22,7 @@ use crate::text;
     hindsight backup --ns shop.*,crm.customers\n  \
     hindsight backup --uri 'mongodb://me@db1,db2/?replicaSet=rs0' --repository s3://backups/shop")]
 pub(crate) struct Args {
-    /// Only these: db.collection, or db.* for a whole database
+    /// Only these, where a part can be taken: db.collection, or db.* for a whole database
     #[arg(long, value_name = "NS,..", value_delimiter = ',')]
     ns: Vec<String>,
     /// zstd level, 1 to 19 [default: backup.compressionLevel]
@@ -34,13 +34,13 @@ pub(crate) struct Args {
     /// Bytes to read per second at most, such as 20M, 0 for any number [default: backup.rateLimitMib]
     #[arg(long, value_name = "RATE", value_parser = text::size)]
     rate_limit: Option<u64>,
-    /// Keep hashes of the data, for `verify --drill` to compare with; databases are locked against writes while
-    /// they are hashed, twice [default: backup.hash]
+    /// Keep hashes of the data, for `verify --drill` to compare with, where the kind of database makes any; MongoDB locks
+    /// databases against writes while it hashes them, twice [default: backup.hash]
     #[arg(long)]
     hash: bool,
-    /// Kind of snapshot: logical
-    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "logical")]
-    kind: String,
+    /// How it is made, such as logical or physical, as far as there is a choice [default: by the kind of database]
+    #[arg(short = 't', long = "type", value_name = "TYPE")]
+    kind: Option<String>,
     /// Compression: zstd
     #[arg(long, value_name = "NAME", default_value = "zstd")]
     compression: String,
@@ -79,34 +79,29 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let next = (!protected).then(|| {
         format!("PITR is off: what comes after it is not kept. Switch it on with `{program} config --set pitr.enabled=true`.")
     });
-    let report = SnapshotReport::of(&manifest, path(&cluster, &manifest.id), None);
+    let report = SnapshotReport::of(&manifest, path(&cluster, &manifest.id), None, connected.engine.words());
     context.out.print(&Taken::of(report, progress.warnings(), next))
 }
 
 impl Args {
     fn request(&self, context: &Context) -> Result<BackupRequest, Failure> {
-        match self.kind.as_str() {
-            "logical" => {}
-            "physical" | "incremental" => {
-                return Err(Failure::new(Exit::Refused, format!("backups of the type {} cannot be taken", self.kind))
-                    .hint(
-                        "they copy the files of a server through $backupCursor, which only some servers have; \
-                     --type logical works with every MongoDB, and PITR makes up for increments",
-                    ));
+        let wanted = match self.kind.as_deref() {
+            None => None,
+            Some("logical") => Some(BackupType::Logical),
+            Some("physical") => Some(BackupType::Physical),
+            Some("incremental") => Some(BackupType::Incremental),
+            Some("external") => Some(BackupType::External),
+            Some(other) => {
+                return Err(Failure::usage(format!("there is no type of backup {other:?}"))
+                    .hint("leave out --type, or see the guide for those that the kind of database has"));
             }
-            "external" => {
-                return Err(Failure::new(Exit::Refused, "backups of the type external are not coordinated")
-                    .hint("use --type logical"));
-            }
-            other => {
-                return Err(Failure::usage(format!("there is no type of backup {other:?}")).hint("use --type logical"));
-            }
-        }
+        };
         if self.compression != "zstd" {
             context.out.note(&format!("Note: zstd is used, not {}: everything is stored with it", self.compression));
         }
         let selection = Selection::new(self.ns.clone())?;
         Ok(BackupRequest {
+            wanted,
             namespaces: selection.patterns().to_vec(),
             compression_level: self.compression_level,
             parallel: self.num_parallel_collections,

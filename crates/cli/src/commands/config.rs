@@ -1,8 +1,10 @@
 //! `config`.
 
 use std::io::Read;
+use std::sync::Arc;
 use std::time::Duration;
 
+use hindsight_engine::{Engine, Kept};
 use hindsight_format::{ClusterConfig, ConfigError};
 use hindsight_jobs::CAPTURE_LEASE;
 use hindsight_repository::ClusterRepository;
@@ -10,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::pbm_config;
-use crate::cluster::{connect, registered, to_read};
+use crate::cluster::{connect, engine_of, registered, to_read};
 use crate::context::Context;
 use crate::exit::{Exit, Failure};
 use crate::output::Report;
@@ -73,13 +75,9 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     }
     if let Some(file) = &args.file {
         let wanted = read_file(file)?;
-        let cluster = to_change(context).await?;
-        let was_on = cluster.config().await?.1.pitr.enabled;
-        let config = cluster.update_config(|_| Ok(wanted.clone())).await?;
-        record(&cluster, &config.entries(), context);
-        if config.pitr.enabled != was_on {
-            follow(&cluster, config.pitr.enabled, context).await;
-        }
+        let changing = to_change(context).await?;
+        let config = changing.change(|_| Ok(wanted.clone()), context).await?;
+        record(&changing.cluster, &config.entries(), context);
         return context.out.print(&All(config));
     }
     let config = match context.repository().await? {
@@ -100,15 +98,11 @@ async fn set(pairs: &[String], context: &Context) -> Result<(), Failure> {
     let change = |config: ClusterConfig| pairs.iter().try_fold(config, |config, (key, value)| config.with(key, value));
     // What does not fit is refused before anything is connected or made.
     change(ClusterConfig::default())?;
-    let cluster = to_change(context).await?;
-    let was_on = cluster.config().await?.1.pitr.enabled;
-    let config = cluster.update_config(change).await?;
-    if config.pitr.enabled != was_on {
-        follow(&cluster, config.pitr.enabled, context).await;
-    }
+    let changing = to_change(context).await?;
+    let config = changing.change(change, context).await?;
     let shown = pairs.iter().map(|(key, _)| Ok((key.clone(), config.get(key)?)));
     let shown = shown.collect::<Result<Vec<_>, ConfigError>>()?;
-    record(&cluster, &shown, context);
+    record(&changing.cluster, &shown, context);
     context.out.print(&Changed(shown))
 }
 
@@ -152,13 +146,56 @@ fn split(pair: &str) -> Result<(String, String), Failure> {
     Ok((key.to_owned(), value.trim().to_owned()))
 }
 
+/// The cluster whose settings change.
+struct Changing {
+    cluster: ClusterRepository,
+    /// Connected, or not.
+    engine: Arc<dyn Engine>,
+    connected: bool,
+}
+
+impl Changing {
+    /// Changes them, and sees to it that server and agent follow.
+    async fn change(
+        &self,
+        change: impl Fn(ClusterConfig) -> Result<ClusterConfig, ConfigError>,
+        context: &Context,
+    ) -> Result<ClusterConfig, Failure> {
+        let before = self.cluster.config().await?.1;
+        let was_on = before.pitr.enabled;
+        if !was_on && change(before)?.pitr.enabled {
+            self.keep_log(true, context).await?;
+        }
+        let config = self.cluster.update_config(change).await?;
+        if config.pitr.enabled != was_on {
+            follow(&self.cluster, config.pitr.enabled, context).await;
+        }
+        if was_on && !config.pitr.enabled {
+            self.keep_log(false, context).await?;
+        }
+        Ok(config)
+    }
+
+    /// Asks the server to keep its log for the capture, or no longer to. While it is away that is left to the agent.
+    async fn keep_log(&self, keep: bool, context: &Context) -> Result<(), Failure> {
+        match self.engine.keep_log(&self.cluster, keep).await {
+            Ok(Kept::Made(what) | Kept::Released(what)) => context.out.note(&format!("Note: {what}")),
+            Ok(Kept::Already(_) | Kept::ByItself) => {}
+            Err(error) if self.connected => return Err(error.into()),
+            Err(error) => context.out.note(&format!("Note: {error}; the agent will see to it")),
+        }
+        Ok(())
+    }
+}
+
 /// The cluster whose settings change. A connected one is registered when it is new; without a
 /// database it must be known.
-async fn to_change(context: &Context) -> Result<ClusterRepository, Failure> {
+async fn to_change(context: &Context) -> Result<Changing, Failure> {
     let away = match connect(context).await {
         Ok(connected) => {
             let repository = context.unless_stopped(context.make_repository()).await?;
-            return registered(context, &repository, &connected.probe).await;
+            let cluster = registered(context, &repository, &connected.probe).await?;
+            return Ok(Changing { cluster, engine: connected.engine, connected: true });
         }
         // Without a database, or while it is away.
         Err(failure) if context.uri().is_none() || failure.exit == Exit::Unreachable => failure,
@@ -177,7 +214,8 @@ async fn to_change(context: &Context) -> Result<ClusterRepository, Failure> {
                     cluster.name()
                 ));
             }
-            Ok(cluster)
+            let engine = engine_of(&cluster).await?;
+            Ok(Changing { cluster, engine, connected: false })
         }
         None => Err(away),
     }

@@ -12,19 +12,19 @@ use crate::report::snapshot::{SnapshotReport, path};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     hindsight describe-backup 2021-02-03T08:08:36Z\n  \
-    hindsight describe-backup 2021-02-03T08:08:36Z --with-collections")]
+    hindsight describe-backup 2021-02-03T08:08:36Z --with-contents")]
 pub(crate) struct Args {
     /// Its name, as `list` shows it
     #[arg(value_name = "NAME")]
     name: String,
-    /// List its collections with their documents, sizes and indexes
-    #[arg(long)]
-    with_collections: bool,
+    /// List what is in it, such as collections with their documents, sizes and indexes
+    #[arg(long, alias = "with-collections")]
+    with_contents: bool,
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let mut cluster = stored_cluster(context).await?;
-    if args.with_collections || context.has_identity() {
+    if args.with_contents || context.has_identity() {
         cluster = context.unlocked(cluster.repository()).await?.cluster(cluster.name())?;
     }
     let found = match check_name(&args.name, "snapshot name") {
@@ -37,9 +37,10 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         let hint = if names.is_empty() { "there are none".to_owned() } else { format!("the newest are {names}") };
         return Err(Failure::new(Exit::Unknown, format!("there is no snapshot {:?}", args.name)).hint(hint));
     };
-    let collections = match args.with_collections {
+    let contents = match args.with_contents {
         true => Some(engines::offline(&snapshot.engine)?.describe(&cluster, &snapshot).await?),
         false => None,
     };
-    context.out.print(&SnapshotReport::of(&snapshot, path(&cluster, &snapshot.id), collections))
+    let words = engines::words(&snapshot.engine);
+    context.out.print(&SnapshotReport::of(&snapshot, path(&cluster, &snapshot.id), contents, words))
 }

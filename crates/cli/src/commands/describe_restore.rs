@@ -4,6 +4,7 @@ use hindsight_format::check_name;
 
 use super::stored_cluster;
 use crate::context::Context;
+use crate::engines;
 use crate::exit::{Exit, Failure};
 use crate::report::restores::RestoreReport;
 
@@ -29,5 +30,5 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
             .hint("`list --restore` shows those there were")
     })?;
     let restoring = hindsight_jobs::overview(&cluster).await?.restoring;
-    context.out.print(&RestoreReport::of(&record, &restoring))
+    context.out.print(&RestoreReport::of(&record, &restoring, engines::words(&record.into.engine)))
 }

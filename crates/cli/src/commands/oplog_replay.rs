@@ -43,12 +43,16 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let engine = context.engine()?;
-    let (from, to) = (parse_point(&args.start, &*engine)?.target, parse_point(&args.end, &*engine)?.target);
+    let (from, to) = (parse_point(&args.start, &*engine)?, parse_point(&args.end, &*engine)?);
     let connected = connect(context).await?;
     let repository = context.repository().await?.ok_or_else(nothing_stored)?;
     let repository = context.unlocked(&repository).await?;
     let source = to_restore(context, &repository, &connected.probe.identity).await?;
-    let plan = context.unless_stopped(propose_replay(&*engine, &repository, &source, &from, &to)).await?;
+    let planning = async {
+        let (from, to) = (from.find(&*engine, &source).await?, to.find(&*engine, &source).await?);
+        Ok::<_, Failure>(propose_replay(&*engine, &repository, &source, &from, &to).await?)
+    };
+    let plan = context.unless_stopped(planning).await?;
     let shown = ReplayPlan::of(&plan);
     if args.dry_run {
         return context.out.print(&shown);

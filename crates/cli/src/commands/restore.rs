@@ -1,29 +1,33 @@
 //! `restore`.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hindsight_catalog::{Target, parse_time};
-use hindsight_engine::{Engine, Progress, Selection};
+use hindsight_engine::{Destination, Directory, Engine, Progress, Selection, Spoken, Words};
 use hindsight_format::{OperationKind, RestoreRecord, RestoreState};
-use hindsight_jobs::{Proposal, RestoreRequest, propose, restore};
+use hindsight_jobs::{Finished, Proposal, RestoreRequest, history, propose, restore};
+use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
 
 use super::begun::begun;
 use super::confirm::confirm;
-use crate::cluster::{connect, nothing_stored, to_restore};
+use super::stored_cluster;
+use crate::cluster::{connect, engine_of, nothing_stored, to_restore};
 use crate::context::Context;
 use crate::exit::Failure;
 use crate::output::Report;
 use crate::progress;
 use crate::report::plan::{PlanReport, Restored, next_steps};
 use crate::report::restores::RestoreReport;
+use crate::report::written;
 use crate::text;
 
 /// Bring the database back to a moment of its past
 ///
 /// After a restore to a time T the data are exactly what they were just before T: everything that
-/// was committed before T, nothing else. Collections that did not exist then do not exist
-/// afterwards. T is read as UTC unless it says otherwise. The plan is shown first; nothing is
+/// was committed before T, nothing else. What did not exist then does not exist afterwards. T is read as UTC unless it says otherwise. The plan is shown first; nothing is
 /// touched before it is confirmed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -39,7 +43,7 @@ pub(crate) struct Args {
     /// The snapshot to restore as it is
     #[arg(value_name = "NAME")]
     name: Option<String>,
-    /// The restore point: a time (just before it), a position T,I (through it), or `latest`
+    /// The restore point: a time (just before it), a position such as T,I (through it), or `latest`
     #[arg(long, value_name = "T")]
     time: Option<String>,
     /// The snapshot to begin with [default: the newest that leads to the restore point]
@@ -54,6 +58,9 @@ pub(crate) struct Args {
     /// The other name, which must be free
     #[arg(long, value_name = "NS")]
     ns_to: Option<String>,
+    /// Restore into a new cluster in this directory, where the kind of database allows that; needs no connection
+    #[arg(long, value_name = "DIR")]
+    target_dir: Option<PathBuf>,
     /// Connections that insert at the same time, 0 chooses [default: restore.numInsertionWorkers]
     #[arg(long, value_name = "N", visible_alias = "parallel", alias = "num-parallel-collections", value_parser = clap::value_parser!(u32).range(0..=64))]
     num_insertion_workers_per_collection: Option<u32>,
@@ -76,30 +83,42 @@ pub(crate) struct Args {
 
 /// The restore point, as it was typed.
 pub(super) struct Point {
-    pub(super) target: Target,
+    spoken: Spoken,
     /// The text, when it has no zone.
     taken_as_utc: Option<String>,
 }
 
-pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    let engine = context.engine()?;
-    let point = args.point(&*engine, context.program)?;
-    let selection = Selection::from_flags(&args.ns, args.ns_from.as_deref(), args.ns_to.as_deref())?;
+impl Point {
+    fn known(target: Target) -> Self {
+        Self { spoken: Spoken::Target(target), taken_as_utc: None }
+    }
 
-    let connected = connect(context).await?;
-    let repository = context.repository().await?.ok_or_else(nothing_stored)?;
-    let repository = context.unlocked(&repository).await?;
-    let source = to_restore(context, &repository, &connected.probe.identity).await?;
+    /// Which it is in the history of `source`.
+    pub(super) async fn find(&self, engine: &dyn Engine, source: &ClusterRepository) -> Result<Target, Failure> {
+        match &self.spoken {
+            Spoken::Target(target) => Ok(target.clone()),
+            Spoken::ToFind(text) => Ok(engine.find(source, &history(source).await?, text).await?),
+        }
+    }
+}
+
+pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
+    let selection = Selection::from_flags(&args.ns, args.ns_from.as_deref(), args.ns_to.as_deref())?;
+    let (engine, point, source) = match &args.target_dir {
+        None => args.connected(context).await?,
+        Some(_) => args.offline(context).await?,
+    };
     let request = RestoreRequest {
-        target: point.target,
+        target: context.unless_stopped(point.find(&*engine, &source)).await?,
         base: args.base_snapshot.clone(),
         selection,
+        destination: args.destination(),
         parallel: args.num_insertion_workers_per_collection,
         rate_limit: args.rate_limit,
         skip_check: args.skip_check,
     };
-    let proposal = context.unless_stopped(propose(&*engine, &repository, &source, request)).await?;
-    let plan = PlanReport::of(&proposal, point.taken_as_utc.as_deref(), context.program);
+    let proposal = context.unless_stopped(propose(&*engine, source.repository(), &source, request)).await?;
+    let plan = PlanReport::of(&proposal, engine.words(), point.taken_as_utc.as_deref(), context.program);
     if args.dry_run {
         return context.out.print(&plan);
     }
@@ -108,12 +127,41 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         confirm(&plan.text(), plan.question(), context).await?;
     }
     context.journal.attach(&source, "restore");
-    let (record, warnings) = carry_out(&*engine, &proposal, context).await?;
-    let done = told(&record, &proposal, context.program);
-    context.out.print(&Restored { plan, restore: RestoreReport::of(&record, &[]), warnings, done })
+    let (Finished { record, next }, warnings) = carry_out(&*engine, &proposal, context).await?;
+    let done = told(&record, &next, &proposal, engine.words(), context.program);
+    let restore = RestoreReport::of(&record, &[], engine.words());
+    context.out.print(&Restored { plan, restore, warnings, next, done })
 }
 
 impl Args {
+    fn destination(&self) -> Destination {
+        match &self.target_dir {
+            None => Destination::Connected,
+            Some(path) => Destination::Directory(Directory { path: path.clone() }),
+        }
+    }
+
+    /// Into a database that runs.
+    async fn connected(&self, context: &Context) -> Result<(Arc<dyn Engine>, Point, ClusterRepository), Failure> {
+        let engine = context.engine()?;
+        let point = self.point(&*engine, context.program)?;
+        let connected = connect(context).await?;
+        let repository = context.repository().await?.ok_or_else(nothing_stored)?;
+        let repository = context.unlocked(&repository).await?;
+        let source = to_restore(context, &repository, &connected.probe.identity).await?;
+        Ok((engine, point, source))
+    }
+
+    /// Into something new: what is stored says which engine it takes.
+    async fn offline(&self, context: &Context) -> Result<(Arc<dyn Engine>, Point, ClusterRepository), Failure> {
+        let source = context.unless_stopped(stored_cluster(context)).await?;
+        let engine = context.unless_stopped(engine_of(&source)).await?;
+        engine.accept(&self.destination())?;
+        let point = self.point(&*engine, context.program)?;
+        let source = context.unlocked(source.repository()).await?.cluster(source.name())?;
+        Ok((engine, point, source))
+    }
+
     fn point(&self, engine: &dyn Engine, program: &str) -> Result<Point, Failure> {
         let forms =
             format!("`{program} restore NAME` restores a snapshot as it is, `{program} restore --time T` any moment");
@@ -125,7 +173,7 @@ impl Args {
             (Some(_), None) if self.base_snapshot.is_some() => {
                 Err(Failure::usage("--base-snapshot goes with --time: a snapshot is restored from itself").hint(forms))
             }
-            (Some(name), None) => Ok(Point { target: Target::Snapshot(name.clone()), taken_as_utc: None }),
+            (Some(name), None) => Ok(Point::known(Target::Snapshot(name.clone()))),
             (None, Some(time)) => parse_point(time, engine),
         }
     }
@@ -134,34 +182,35 @@ impl Args {
 pub(super) fn parse_point(text: &str, engine: &dyn Engine) -> Result<Point, Failure> {
     let text = text.trim();
     if text.eq_ignore_ascii_case("latest") {
-        return Ok(Point { target: Target::Latest, taken_as_utc: None });
+        return Ok(Point::known(Target::Latest));
     }
-    if let Some(target) = engine.parse_position(text) {
-        return Ok(Point { target, taken_as_utc: None });
+    if let Some(spoken) = engine.parse_point(text) {
+        return Ok(Point { spoken, taken_as_utc: None });
     }
     let time = parse_time(text, Timestamp::now()).map_err(|error| Failure::usage(error.to_string()))?;
-    Ok(Point { target: Target::Before(time.time), taken_as_utc: time.assumed_utc.then(|| text.to_owned()) })
+    let taken_as_utc = time.assumed_utc.then(|| text.to_owned());
+    Ok(Point { taken_as_utc, ..Point::known(Target::Before(time.time)) })
 }
 
 async fn carry_out(
     engine: &dyn Engine,
     proposal: &Proposal,
     context: &Context,
-) -> Result<(RestoreRecord, Vec<String>), Failure> {
+) -> Result<(Finished, Vec<String>), Failure> {
     let progress = Progress::default();
     let since = Timestamp::now();
     let starting = |name: &str| format!("Starting restore {name} from '{}'....\n", proposal.plan.base.id);
     let beginning = async { starting(&begun(&proposal.source, OperationKind::Restore).await) };
     let work = restore(engine, proposal, &progress, &context.stop);
     let (done, told) = progress::shown(context.out, &progress, beginning, work).await;
-    let record = match done {
-        Ok(record) => record,
+    let finished = match done {
+        Ok(finished) => finished,
         Err(error) => return Err(with_consequences(context.told(error), since, proposal, context.program).await),
     };
     if !told {
-        context.out.say(&starting(&record.id))?;
+        context.out.say(&starting(&finished.record.id))?;
     }
-    Ok((record, progress.warnings()))
+    Ok((finished, progress.warnings()))
 }
 
 /// How long a repository that may be away is asked for that.
@@ -188,22 +237,22 @@ async fn with_consequences(failure: Failure, since: Timestamp, proposal: &Propos
 }
 
 /// What a restore did, and what to do next.
-fn told(record: &RestoreRecord, proposal: &Proposal, program: &str) -> String {
+fn told(record: &RestoreRecord, next: &[String], proposal: &Proposal, words: &Words, program: &str) -> String {
     let totals = &record.totals;
     let took = record.finished_at.map(|end| text::took(record.started_at, end)).unwrap_or_default();
-    let next = next_steps(proposal, program);
+    let reached = record.reached.as_ref().map(|at| format!("  reached        {at}\n")).unwrap_or_default();
+    let next: String = next.iter().map(|step| format!("Next: {step}\n")).collect();
+    let next = format!("{next}{}", next_steps(proposal, program));
     format!(
         "Restore {} is done.\n  \
-         restore point  {}\n  \
-         restored       {}, {} ({}), {}\n  \
+         restore point  {}\n\
+         {reached}  \
+         restored       {}\n  \
          log            {} taken into account\n  \
          took           {took}\n{next}\n",
         record.id,
         record.target,
-        text::things(totals.collections, "collection", "collections"),
-        text::things(totals.documents, "document", "documents"),
-        text::bytes(totals.bytes),
-        text::things(totals.indexes, "index", "indexes"),
+        written(words, totals),
         text::things(totals.log_records, "record", "records"),
     )
 }

@@ -1,5 +1,6 @@
 //! `roles`.
 
+use clap::builder::PossibleValuesParser;
 use hindsight_engine::Grant;
 use serde::Serialize;
 
@@ -17,22 +18,34 @@ use crate::output::Report;
     hindsight roles\n  \
     hindsight roles -o json")]
 pub(crate) struct Args {
-    /// The kind of database
-    #[arg(long, value_name = "ENGINE", default_value = engines::ALL[0], value_parser = engines::ALL)]
-    engine: String,
+    /// The kind of database [default: that of the connection string; all without one]
+    #[arg(long, value_name = "ENGINE", value_parser = PossibleValuesParser::new(engines::names()))]
+    engine: Option<String>,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    context.out.print(&Grants { grants: engines::offline(&args.engine)?.grants() })
+    let one = args.engine.as_deref().or_else(|| context.uri().and_then(engines::name_of));
+    let (mut grants, mut comments) = (Vec::new(), Vec::new());
+    for name in engines::names().filter(|name| one.is_none_or(|one| one == *name)) {
+        let engine = engines::offline(name)?;
+        let own = engine.grants();
+        comments.resize(comments.len() + own.len(), engine.words().comment);
+        grants.extend(own);
+    }
+    context.out.print(&Grants { grants, comments })
 }
 
 #[derive(Serialize)]
 struct Grants {
     grants: Vec<Grant>,
+    /// What begins a comment, for each.
+    #[serde(skip)]
+    comments: Vec<&'static str>,
 }
 
 impl Report for Grants {
     fn text(&self) -> String {
-        self.grants.iter().map(|grant| format!("// {}\n{}\n", grant.purpose, grant.command)).collect()
+        let told = |(grant, comment): (&Grant, &&str)| format!("{comment} {}\n{}\n", grant.purpose, grant.command);
+        self.grants.iter().zip(&self.comments).map(told).collect()
     }
 }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::restore::parse_point;
 use super::stored_cluster;
+use crate::cluster::engine_of;
 use crate::context::Context;
 use crate::engines;
 use crate::exit::{Exit, Failure};
@@ -20,7 +21,7 @@ use crate::report::verify::Verification;
 
 /// Read everything that is stored, and make sure that it can be restored
 ///
-/// Reads every object of a snapshot, or of the cluster, and checks checksums, documents, counts, and that the
+/// Reads every object of a snapshot, or of the cluster, and checks checksums, structure, counts, and that the
 /// log has no holes. With --drill it is restored as well, into a server that is started for that on this machine and
 /// gone afterwards. Needs no database. The result is kept in the repository, and shown by `list` and `status`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +29,7 @@ use crate::report::verify::Verification;
     hindsight verify\n  \
     hindsight verify 2021-02-03T08:08:36Z\n  \
     hindsight verify 2021-02-03T08:08:36Z --drill\n  \
-    hindsight verify --drill --time latest --mongod /opt/mongodb/bin/mongod")]
+    hindsight verify --drill --time latest --program /opt/mongodb/bin/mongod")]
 pub(crate) struct Args {
     /// The snapshot [default: everything of the cluster]
     #[arg(value_name = "NAME")]
@@ -43,8 +44,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "T", requires = "drill")]
     time: Option<String>,
     /// The server's program for the drill [env: HINDSIGHT_MONGOD; default: the one in PATH]
-    #[arg(long, value_name = "PATH", requires = "drill")]
-    mongod: Option<PathBuf>,
+    #[arg(long, alias = "mongod", value_name = "PATH", requires = "drill")]
+    program: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
@@ -55,11 +56,8 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let cluster = context.unless_stopped(stored_cluster(context)).await?;
     let cluster = context.unlocked(cluster.repository()).await?.cluster(cluster.name())?;
     context.journal.attach(&cluster, "verify");
-    let engine = match context.unless_stopped(cluster.descriptor()).await? {
-        Some(descriptor) => engines::offline(&descriptor.identity.engine)?,
-        None => return Err(Failure::new(Exit::Damaged, format!("{} is missing", cluster.keys().descriptor()))),
-    };
-    let target = args.target(&*engine)?;
+    let engine = context.unless_stopped(engine_of(&cluster)).await?;
+    let target = context.unless_stopped(args.target(&*engine, &cluster)).await?;
     let only = context.unless_stopped(args.only(&cluster, &target)).await?;
 
     let progress = Progress::default();
@@ -70,16 +68,16 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         true => Some(args.drilled(&engine, &cluster, target, context).await?),
         false => None,
     };
-    let report = Verification::of(verified, drilled, args.drill);
+    let report = Verification::of(verified, drilled, args.drill, engine.words());
     context.out.print(&report)?;
     if report.passed() { Ok(()) } else { Err(Failure::told(Exit::Damaged)) }
 }
 
 impl Args {
     /// What a drill restores.
-    fn target(&self, engine: &dyn Engine) -> Result<Target, Failure> {
+    async fn target(&self, engine: &dyn Engine, cluster: &ClusterRepository) -> Result<Target, Failure> {
         match (&self.time, &self.name) {
-            (Some(time), _) => Ok(parse_point(time, engine)?.target),
+            (Some(time), _) => parse_point(time, engine)?.find(engine, cluster).await,
             (None, Some(name)) => Ok(Target::Snapshot(name.clone())),
             (None, None) => Ok(Target::Latest),
         }
@@ -102,7 +100,8 @@ impl Args {
         context: &Context,
     ) -> Result<hindsight_jobs::Drilled, Failure> {
         let base = self.name.clone().filter(|_| self.time.is_some());
-        let program = engines::scratch_program(self.mongod.as_deref());
+        let name = &cluster.descriptor().await?.map(|own| own.identity.engine).unwrap_or_default();
+        let program = engines::program(name, self.program.as_deref());
         let request = DrillRequest { target, base, program, folder: std::env::temp_dir() };
         let progress = Progress::default();
         let work = drill(engine, cluster, &request, &progress, &context.stop);

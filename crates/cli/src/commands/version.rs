@@ -21,7 +21,7 @@ pub(crate) fn run(args: &Args, out: &Output) -> Result<(), Failure> {
         version: env!("CARGO_PKG_VERSION"),
         platform: format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH),
         repository_format: FORMAT_VERSION,
-        engines: engines::ALL.to_vec(),
+        engines: engines::names().collect(),
         short: args.short,
     })
 }

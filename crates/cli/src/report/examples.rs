@@ -104,6 +104,7 @@ pub(super) fn restored(id: &str, state: RestoreState, touched: bool) -> RestoreR
         into: identity(),
         into_hosts: "rs0/db1:27017,db2:27017".to_owned(),
         new_epoch: touched.then_some(2),
+        reached: None,
         totals: match done {
             true => RestoreTotals {
                 collections: 12,
@@ -204,7 +205,7 @@ pub(super) fn probe() -> Probe {
             member("db3:27017", "unknown", false, None),
         ],
         head: point("2021-02-09T12:20:27Z"),
-        log_start: point("2021-02-08T09:20:27Z"),
+        log_start: Some(point("2021-02-08T09:20:27Z")),
         log_room: None,
     }
 }
@@ -237,7 +238,7 @@ pub(super) fn plan() -> RestorePlan {
 pub(super) fn preview(collections: u64) -> Preview {
     let change = |number: u64| NamespaceChange {
         namespace: format!("shop.coll{number:03}"),
-        documents: number * 1000 + 1,
+        items: number * 1000 + 1,
         bytes: number * 123_456 + 30,
         in_base: number + 2 < collections,
     };
@@ -248,5 +249,7 @@ pub(super) fn preview(collections: u64) -> Preview {
         in_place: true,
         existing: (0..collections).map(change).collect(),
         notes: vec!["users and roles become what they were; the user of this connection stays as it is".to_owned()],
+        reaches: None,
+        estimated_secs: Some(1 + (3 << 30) / (60 << 20)),
     }
 }

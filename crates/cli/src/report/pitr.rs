@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::restores::half_restored;
 use crate::text;
 
-/// Seconds that a capture may lag without being worth a warning: an idle server gives a sign of
-/// life every 10 s, and those are stored once a minute.
+/// Seconds that a capture may lag without being worth a warning: an idle server gives signs of life
+/// now and then, and those are stored once a minute.
 const USUAL_LAG: i64 = 120;
 
 /// An agent that let go a shorter time ago may be about to begin again.
@@ -114,8 +114,8 @@ impl Pitr {
                     with the next snapshot"
                 .to_owned(),
             seconds => format!(
-                "the server's own log holds what is not captured yet for {} longer at its present pace: enlarge it, or see \
-                 what holds the capture back",
+                "the server's own log holds what is not captured yet for {} longer at its present pace: see what holds the \
+                 capture back, or give it more room",
                 text::span(seconds)
             ),
         });

@@ -1,20 +1,19 @@
 //! What a restore would do: shown before the question, by `--dry-run`, and as JSON.
 
 use hindsight_catalog::{Cut, RestorePlan, Target};
-use hindsight_engine::{NamespaceChange, Preview};
+use hindsight_engine::{Destination, NamespaceChange, Noun, Preview, Reached, Words};
 use hindsight_format::{LeaseRecord, format_time};
 use hindsight_jobs::{Proposal, RestoreRequest};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::Keyed;
 use super::restores::RestoreReport;
 use crate::output::Report;
 use crate::text;
 
 /// Lines of a list of namespaces before it is cut short.
 const LIST: usize = 20;
-/// Uncompressed bytes that a restore writes in a second, for an estimate.
-const RATE: u64 = 60 << 20;
 
 /// What a plan is told from.
 pub(crate) struct Facts<'a> {
@@ -25,6 +24,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) request: &'a RestoreRequest,
     pub(crate) plan: &'a RestorePlan,
     pub(crate) preview: &'a Preview,
+    pub(crate) words: &'a Words,
     /// The target's name, where the repository keeps it.
     pub(crate) target: Option<&'a str>,
     /// The agent that captures the target.
@@ -49,23 +49,27 @@ pub(crate) struct PlanReport {
     time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     taken_as_utc: Option<String>,
+    /// Where in the log that is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reaches: Option<Reached>,
     /// First and last second that can be restored around it.
     range: Option<[String; 2]>,
     base: Base,
     log: Log,
     read_bytes: u64,
     uncompressed_bytes: u64,
-    estimated_secs: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimated_secs: Option<u64>,
     into: Into,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     namespaces: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     renamed: Option<String>,
     /// Namespaces of the target that the base snapshot has too: they become what they were.
-    replaced: Vec<NamespaceChange>,
+    replaced: Vec<Change>,
     /// Those that it does not have: they go, unless the log has created them before the restore
     /// point.
-    dropped: Vec<NamespaceChange>,
+    dropped: Vec<Change>,
     notes: Vec<String>,
     #[serde(skip)]
     within: Option<String>,
@@ -94,17 +98,45 @@ struct Into {
     in_place: bool,
     /// Its name in the repository, where it is kept.
     cluster: Option<String>,
+    /// The directory in which it begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    directory: Option<String>,
+}
+
+/// A namespace of the target.
+#[derive(Debug, Serialize)]
+struct Change {
+    namespace: String,
+    #[serde(flatten)]
+    items: Keyed,
+    bytes: u64,
+    in_base: bool,
+    #[serde(skip)]
+    holds: String,
+}
+
+impl Change {
+    fn of(change: &NamespaceChange, item: Noun) -> Self {
+        Self {
+            namespace: change.namespace.clone(),
+            items: Keyed(vec![(item.1, change.items)]),
+            bytes: change.bytes,
+            in_base: change.in_base,
+            holds: text::counted(change.items, item),
+        }
+    }
 }
 
 impl PlanReport {
     /// The plan of a proposal.
-    pub(crate) fn of(proposal: &Proposal, taken_as_utc: Option<&str>, program: &str) -> Self {
+    pub(crate) fn of(proposal: &Proposal, words: &Words, taken_as_utc: Option<&str>, program: &str) -> Self {
         Self::told(&Facts {
             source: proposal.source.name(),
             repository: proposal.source.repository().url(),
             request: &proposal.request,
             plan: &proposal.plan,
             preview: &proposal.preview,
+            words,
             target: proposal.target.as_ref().map(|target| target.name()),
             capture: proposal.capture.as_ref(),
             captures_afterwards: proposal.captures_afterwards,
@@ -118,7 +150,8 @@ impl PlanReport {
         let Facts { plan, preview, request, .. } = facts;
         let base = &plan.base;
         let selected = !request.selection.is_all();
-        let (replaced, dropped) = preview.existing.iter().cloned().partition(|change: &NamespaceChange| change.in_base);
+        let changes = preview.existing.iter().map(|change| Change::of(change, facts.words.item));
+        let (replaced, dropped) = changes.partition(|change| change.in_base);
         let time = match (&plan.cut, &request.target) {
             (Cut::Before(time), _) | (Cut::Through { .. }, Target::Through { time, .. }) => Some(*time),
             (Cut::Through { .. }, _) => plan.range.map(|(_, to)| to),
@@ -129,13 +162,13 @@ impl PlanReport {
             Some(time) => format!("{} ({})", facts.restore_point, format_time(time)),
             None => facts.restore_point.clone(),
         };
-        let uncompressed_bytes = base.totals.raw_bytes;
         Self {
             cluster: facts.source.to_owned(),
             repository: facts.repository.to_owned(),
             restore_point,
             time: time.map(format_time),
             taken_as_utc: facts.taken_as_utc.map(str::to_owned),
+            reaches: preview.reaches.clone(),
             range: plan.range.map(|(from, to)| [from, to].map(format_time)),
             within: plan.range.map(|(from, to)| within(from, to, time)),
             base: Base {
@@ -150,13 +183,17 @@ impl PlanReport {
                 stored_bytes: plan.log_bytes,
             },
             read_bytes: plan.data_bytes + plan.log_bytes,
-            uncompressed_bytes,
-            estimated_secs: 1 + uncompressed_bytes / RATE,
+            uncompressed_bytes: base.totals.raw_bytes,
+            estimated_secs: preview.estimated_secs,
             into: Into {
                 hosts: preview.into_hosts.clone(),
                 version: preview.into_version.clone(),
                 in_place: preview.in_place,
                 cluster: facts.target.map(str::to_owned),
+                directory: match &request.destination {
+                    Destination::Connected => None,
+                    Destination::Directory(directory) => Some(directory.path.display().to_string()),
+                },
             },
             namespaces: if selected { request.selection.patterns().to_vec() } else { Vec::new() },
             renamed: request.selection.renaming().map(|r| format!("{} as {}", r.from, r.to)),
@@ -190,6 +227,18 @@ fn within(from: Timestamp, to: Timestamp, time: Option<Timestamp>) -> String {
         }
         None => range,
     }
+}
+
+/// Where the cut is, and what lies on both sides of it.
+fn reaches(reached: &Reached) -> String {
+    let mut text = reached.point.to_string();
+    if let Some(time) = reached.last_commit {
+        text.push_str(&format!(", the last commit in it is of {}", format_time(time)));
+    }
+    if let Some(time) = reached.left_out {
+        text.push_str(&format!(", the first that is not of {}", format_time(time)));
+    }
+    text
 }
 
 /// What happens to the capture.
@@ -253,10 +302,11 @@ pub(crate) fn next_steps(proposal: &Proposal, program: &str) -> String {
 
 impl Report for PlanReport {
     fn text(&self) -> String {
-        let into = match (self.into.in_place, &self.into.cluster) {
-            (true, _) => "in place".to_owned(),
-            (false, Some(name)) => format!("another cluster, {name}"),
-            (false, None) => "another cluster, which the repository does not keep".to_owned(),
+        let into = match (self.into.in_place, &self.into.cluster, &self.into.directory) {
+            (true, ..) => "in place".to_owned(),
+            (false, Some(name), _) => format!("another cluster, {name}"),
+            (false, None, Some(directory)) => format!("a new cluster in {directory}"),
+            (false, None, None) => "another cluster, which the repository does not keep".to_owned(),
         };
         let log = match self.log.slices {
             0 => "none is needed".to_owned(),
@@ -269,6 +319,9 @@ impl Report for PlanReport {
         ];
         if let Some(typed) = &self.taken_as_utc {
             lines.push(("", format!("{typed} is taken as UTC")));
+        }
+        if let Some(reached) = &self.reaches {
+            lines.push(("Reaches", reaches(reached)));
         }
         if let Some(within) = &self.within {
             lines.push(("Range", within.clone()));
@@ -285,8 +338,10 @@ impl Report for PlanReport {
         } else if !self.namespaces.is_empty() {
             lines.push(("Only", self.namespaces.join(", ")));
         }
-        let secs = i64::try_from(self.estimated_secs).unwrap_or(i64::MAX);
-        lines.push(("Will take", format!("about {} (an estimate, from the size)", text::span(secs))));
+        if let Some(secs) = self.estimated_secs {
+            let secs = i64::try_from(secs).unwrap_or(i64::MAX);
+            lines.push(("Will take", format!("about {} (an estimate, from the size)", text::span(secs))));
+        }
 
         let rows: Vec<_> = lines.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
         let mut text = format!("Restore plan:\n{}", text::table(&rows, &[]));
@@ -306,7 +361,7 @@ impl Report for PlanReport {
 }
 
 /// Namespaces with their sizes, the largest first, cut short when there are many.
-fn list(title: &str, changes: &[NamespaceChange]) -> String {
+fn list(title: &str, changes: &[Change]) -> String {
     if changes.is_empty() {
         return String::new();
     }
@@ -316,10 +371,7 @@ fn list(title: &str, changes: &[NamespaceChange]) -> String {
         changes.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.namespace.cmp(&b.namespace)));
         changes.truncate(LIST);
     }
-    let row = |change: &&NamespaceChange| {
-        let documents = text::things(change.documents, "document", "documents");
-        vec![change.namespace.clone(), documents, text::bytes(change.bytes)]
-    };
+    let row = |change: &&Change| vec![change.namespace.clone(), change.holds.clone(), text::bytes(change.bytes)];
     let rows: Vec<_> = changes.iter().map(row).collect();
     let more = match all - changes.len() {
         0 => String::new(),
@@ -334,6 +386,9 @@ pub(crate) struct Restored {
     pub(crate) plan: PlanReport,
     pub(crate) restore: RestoreReport,
     pub(crate) warnings: Vec<String>,
+    /// What the engine says is to be done next.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) next: Vec<String>,
     /// What it did, for people.
     #[serde(skip)]
     pub(crate) done: String,

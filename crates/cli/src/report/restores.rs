@@ -1,10 +1,11 @@
 //! Restores that were, and how they ended.
 
+use hindsight_engine::Words;
 use hindsight_format::{DamagedRecord, Place, RestoreRecord, RestoreState, format_time};
 use hindsight_jobs::Overview;
 use serde::Serialize;
 
-use super::yaml;
+use super::{Keyed, yaml};
 use crate::output::Report;
 use crate::text;
 
@@ -157,18 +158,18 @@ pub(crate) struct RestoreReport {
     duration: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     new_epoch: Option<u64>,
-    collections: u64,
-    documents: u64,
-    bytes: u64,
-    indexes: u64,
-    log_records: u64,
+    /// Where in the log it came to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reached: Option<String>,
+    #[serde(flatten)]
+    totals: Keyed,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     hindsight_version: String,
 }
 
 impl RestoreReport {
-    pub(crate) fn of(record: &RestoreRecord, restoring: &[String]) -> Self {
+    pub(crate) fn of(record: &RestoreRecord, restoring: &[String], words: &Words) -> Self {
         Self {
             name: record.id.clone(),
             status: standing(record, restoring),
@@ -184,11 +185,8 @@ impl RestoreReport {
             finished_at: record.finished_at.map(format_time),
             duration: record.finished_at.map(|end| text::took(record.started_at, end)),
             new_epoch: record.new_epoch,
-            collections: record.totals.collections,
-            documents: record.totals.documents,
-            bytes: record.totals.bytes,
-            indexes: record.totals.indexes,
-            log_records: record.totals.log_records,
+            reached: record.reached.as_ref().map(ToString::to_string),
+            totals: Keyed::totals(words, &record.totals),
             error: record.error.clone(),
             hindsight_version: record.run_by.clone(),
         }

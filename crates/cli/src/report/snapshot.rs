@@ -1,11 +1,11 @@
 //! One snapshot: `describe-backup`, and what `backup` says when it is done.
 
-use hindsight_engine::CollectionInfo;
-use hindsight_format::{SnapshotManifest, format_time};
+use hindsight_engine::{Content, Words};
+use hindsight_format::{SnapshotManifest, SnapshotTotals, format_time};
 use hindsight_repository::ClusterRepository;
 use serde::Serialize;
 
-use super::yaml;
+use super::{Keyed, yaml};
 use crate::output::Report;
 use crate::text;
 
@@ -35,8 +35,8 @@ pub(crate) struct SnapshotReport {
     size_h: String,
     size_uncompressed: u64,
     size_uncompressed_h: String,
-    collection_count: u64,
-    document_count: u64,
+    #[serde(flatten)]
+    counts: Keyed<u64, String>,
     path: String,
     hindsight_version: String,
     /// Its own piece of each log: the snapshot is consistent at `last`.
@@ -45,11 +45,27 @@ pub(crate) struct SnapshotReport {
     /// The public keys to which it is sealed.
     #[serde(skip_serializing_if = "Option::is_none")]
     sealed_to: Option<Vec<String>>,
-    /// Collections of which a hash is kept.
+    /// Containers of which a hash is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     hashes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    collections: Option<Vec<CollectionInfo>>,
+    /// What is in it, under the engine's word for that.
+    #[serde(flatten)]
+    contents: Option<Keyed<Vec<Held>>>,
+    #[serde(skip)]
+    totals: SnapshotTotals,
+    #[serde(skip)]
+    words: &'static Words,
+}
+
+/// A container in it.
+#[derive(Debug, Serialize)]
+struct Held {
+    name: String,
+    #[serde(flatten)]
+    items: Keyed,
+    bytes: u64,
+    #[serde(flatten)]
+    indexes: Option<Keyed>,
 }
 
 #[derive(Debug, Serialize)]
@@ -78,8 +94,19 @@ pub(crate) fn path(cluster: &ClusterRepository, id: &str) -> String {
 }
 
 impl SnapshotReport {
-    pub(crate) fn of(snapshot: &SnapshotManifest, path: String, collections: Option<Vec<CollectionInfo>>) -> Self {
+    pub(crate) fn of(
+        snapshot: &SnapshotManifest,
+        path: String,
+        contents: Option<Vec<Content>>,
+        words: &'static Words,
+    ) -> Self {
         let totals = &snapshot.totals;
+        let held = |content: Content| Held {
+            name: content.name,
+            items: Keyed(vec![(words.item.1, content.items)]),
+            bytes: content.bytes,
+            indexes: words.index.map(|index| Keyed(vec![(index.1, content.indexes)])),
+        };
         let log = snapshot.streams.iter().map(|(stream, part)| OwnLog {
             stream: stream.clone(),
             first: part.first.to_string(),
@@ -112,15 +139,19 @@ impl SnapshotReport {
             size_h: text::bytes(totals.stored_bytes),
             size_uncompressed: totals.raw_bytes,
             size_uncompressed_h: text::bytes(totals.raw_bytes),
-            collection_count: totals.collections,
-            document_count: totals.documents,
+            counts: Keyed(vec![
+                (format!("{}_count", words.container.0), totals.collections),
+                (format!("{}_count", words.item.0), totals.documents),
+            ]),
             path,
             hindsight_version: snapshot.created_by.clone(),
             log: log.collect(),
             objects: objects.collect(),
             sealed_to: snapshot.seal.as_ref().map(|seal| seal.sealed_to.clone()),
             hashes: snapshot.hashes.as_ref().map(|hashes| hashes.collections.len() as u64),
-            collections,
+            contents: contents.map(|all| Keyed(vec![(words.container.1, all.into_iter().map(held).collect())])),
+            totals: *totals,
+            words,
         }
     }
 }
@@ -154,13 +185,13 @@ impl Report for Taken {
     fn text(&self) -> String {
         let Self { name, storage, snapshot: s, next, .. } = self;
         let next = next.as_ref().map(|next| format!("{next}\n")).unwrap_or_default();
-        let collections = text::things(s.collection_count, "collection", "collections");
-        let documents = text::things(s.document_count, "document", "documents");
-        let hashes = s.hashes.map(|n| format!("  hashes        of {}\n", text::things(n, "collection", "collections")));
+        let containers = text::counted(s.totals.collections, s.words.container);
+        let items = text::counted(s.totals.documents, s.words.item);
+        let hashes = s.hashes.map(|n| format!("  hashes        of {}\n", text::counted(n, s.words.container)));
         let hashes = hashes.unwrap_or_default();
         format!(
             "Backup \"{name}\" saved to remote store (path: \"{storage}\")\n  \
-             holds         {collections}, {documents}\n  \
+             holds         {containers}, {items}\n  \
              size          {}, {} uncompressed\n  \
              restore time  {}\n  \
              took          {}, read from {} ({})\n{hashes}{next}",

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::listing::Snapshots;
 use super::pitr::Pitr;
 use super::restores::standing;
+use crate::engines;
 use crate::exit::Failure;
 use crate::output::Report;
 use crate::text;
@@ -47,10 +48,15 @@ enum State {
         natural_name: String,
         /// The end of what is committed.
         head: String,
-        /// How far back its own log goes.
-        log_start: String,
+        /// How far back its own log goes, where that is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        log_start: Option<String>,
         /// That in seconds.
-        log_span_secs: i64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        log_span_secs: Option<i64>,
+        /// Bytes of it, where that is known instead.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        log_kept_bytes: Option<u64>,
         /// How long the capture may stand still before that log rolls over its position.
         #[serde(skip_serializing_if = "Option::is_none")]
         log_left_secs: Option<i64>,
@@ -116,8 +122,12 @@ impl Cluster {
                 version: probe.version.clone(),
                 natural_name: probe.natural_name.clone(),
                 head: format_time(probe.head.time),
-                log_start: format_time(probe.log_start.time),
-                log_span_secs: probe.head.time.duration_since(probe.log_start.time).as_secs(),
+                log_start: probe.log_start.as_ref().map(|start| format_time(start.time)),
+                log_span_secs: probe
+                    .log_start
+                    .as_ref()
+                    .map(|start| probe.head.time.duration_since(start.time).as_secs()),
+                log_kept_bytes: probe.log_room.filter(|_| probe.log_start.is_none()).map(|room| room.used),
                 log_left_secs: left.map(|left| left.as_secs()),
                 members: probe.members.clone(),
             },
@@ -133,7 +143,15 @@ impl Cluster {
         };
         match &self.state {
             State::Reached {
-                engine, version, natural_name, log_start, log_span_secs, log_left_secs, members, ..
+                engine,
+                version,
+                natural_name,
+                log_start,
+                log_span_secs,
+                log_kept_bytes,
+                log_left_secs,
+                members,
+                ..
             } => {
                 let mut text = format!("  {natural_name}: {engine} {version}, {kept}\n");
                 let row = |member: &Member| {
@@ -147,10 +165,15 @@ impl Cluster {
                 text.push_str(&text::table(&members.iter().map(row).collect::<Vec<_>>(), &[]));
                 let left = log_left_secs.map(|left| format!("; the capture may stand still for {}", text::span(left)));
                 let left = left.unwrap_or_default();
-                text.push_str(&format!(
-                    "  its own log goes back {} to {log_start}{left}\n",
-                    text::span(*log_span_secs)
-                ));
+                let kept = match (log_start, log_span_secs, log_kept_bytes) {
+                    (Some(start), Some(span), _) => format!("its own log goes back {} to {start}", text::span(*span)),
+                    (_, _, Some(bytes)) => {
+                        let log = engines::words(engine).log;
+                        format!("it keeps {} of {log} for the capture", text::bytes(*bytes))
+                    }
+                    _ => return text,
+                };
+                text.push_str(&format!("  {kept}{left}\n"));
                 text
             }
             State::NotReached { error, hint } => {

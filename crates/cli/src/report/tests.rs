@@ -1,7 +1,7 @@
 //! What people read, as a whole: changes show up in review.
 #![allow(clippy::unwrap_used)]
 
-use hindsight_engine::{CollectionInfo, Preview, Selection};
+use hindsight_engine::{Content, Preview, Selection};
 use hindsight_format::{OperationKind, ProofKind, RestoreState};
 use hindsight_jobs::{Captured, Overview};
 use insta::assert_snapshot;
@@ -143,6 +143,16 @@ fn the_status_of_a_cluster() {
 }
 
 #[test]
+fn a_log_that_is_kept_for_the_capture_is_told_in_bytes() {
+    let room = hindsight_engine::LogRoom { used: 3 << 30, capacity: 10 << 30, kept_secs: 0 };
+    let probe = hindsight_engine::Probe { log_start: None, log_room: Some(room), ..probe() };
+    let cluster = Some(Cluster::of(Some("rs0"), Ok(&probe), Some(jiff::SignedDuration::from_mins(30))));
+    let status = Status { cluster, pitr: None, running: None, backups: None };
+    let said = "  it keeps 3.0 GiB of oplog for the capture; the capture may stand still for 30m";
+    assert!(status.text().contains(said), "{}", status.text());
+}
+
+#[test]
 fn the_status_of_a_cluster_that_is_away() {
     let failure =
         Failure::new(Exit::Unreachable, "no answer from the database while connecting").hint("check the network");
@@ -170,9 +180,10 @@ fn the_history_of_restores() {
     overview.restores[2].namespaces = vec!["shop.orders".to_owned()];
     assert_snapshot!(Restores::of(&overview, None).text());
     assert_eq!(standing(&overview.restores[3], &overview.restoring), "in_progress");
-    let described = RestoreReport::of(&overview.restores[1], &overview.restoring);
+    let words = &hindsight_mongodb::WORDS;
+    let described = RestoreReport::of(&overview.restores[1], &overview.restoring, words);
     assert_snapshot!("a_restore_that_was_cut_off", described.text());
-    assert_snapshot!("a_restore_that_went_well", RestoreReport::of(&overview.restores[2], &[]).text());
+    assert_snapshot!("a_restore_that_went_well", RestoreReport::of(&overview.restores[2], &[], words).text());
 }
 
 #[test]
@@ -208,6 +219,7 @@ fn planned(selection: Selection, preview: &Preview, change: impl FnOnce(&mut Fac
         request: &request,
         plan: &plan,
         preview,
+        words: &hindsight_mongodb::WORDS,
         target: Some("rs0"),
         capture: Some(&lease),
         captures_afterwards: true,
@@ -257,11 +269,12 @@ fn the_plan_as_json() {
 #[test]
 fn a_snapshot_described_and_just_taken() {
     let path = "s3://backups/shop/clusters/rs0/snapshots/2021-02-03T08:08:29Z".to_owned();
-    let collection = |name: &str| CollectionInfo { name: name.to_owned(), documents: 5, bytes: 1234, indexes: 2 };
+    let words = &hindsight_mongodb::WORDS;
+    let collection = |name: &str| Content { name: name.to_owned(), items: 5, bytes: 1234, indexes: 2 };
     let collections = vec![collection("crm.customers"), collection("shop.orders")];
-    let report = SnapshotReport::of(&snapshot("2021-02-03T08:08:35Z", 1), path.clone(), Some(collections));
+    let report = SnapshotReport::of(&snapshot("2021-02-03T08:08:35Z", 1), path.clone(), Some(collections), words);
     assert_snapshot!("a_snapshot_described", report.text());
-    let report = SnapshotReport::of(&snapshot("2021-02-03T08:08:35Z", 1), path, None);
+    let report = SnapshotReport::of(&snapshot("2021-02-03T08:08:35Z", 1), path, None, words);
     assert_snapshot!("a_snapshot_just_taken", Taken::of(report, Vec::new(), Some("PITR is off.".to_owned())).text());
 }
 

@@ -1,12 +1,13 @@
 //! What a verification and a drill have found.
 
-use hindsight_engine::Examined;
-use hindsight_format::{ProofRecord, RestoreTotals};
+use hindsight_engine::{Examined, Words};
+use hindsight_format::ProofRecord;
 use hindsight_jobs::{Drilled, Finding, Level, Verified};
 use serde::Serialize;
 
 use super::proofs::recovery;
 use super::stretch::Stretch;
+use super::{Keyed, written};
 use crate::output::Report;
 use crate::text;
 
@@ -41,17 +42,42 @@ struct Drill {
     base: String,
     recovery_ms: Option<u64>,
     server_version: Option<String>,
-    totals: Option<RestoreTotals>,
-    examined: Option<Examined>,
+    totals: Option<Keyed>,
+    examined: Option<Checked>,
     problems: Vec<String>,
     proof: String,
+    /// What was restored, for people.
+    #[serde(skip)]
+    restored: Option<String>,
+    /// What was checked, for people.
+    #[serde(skip)]
+    validated: Option<String>,
+}
+
+/// What the server said.
+#[derive(Debug, Serialize)]
+struct Checked {
+    #[serde(flatten)]
+    counts: Keyed,
+    hashes_compared: Option<u64>,
+    problems: Vec<String>,
+}
+
+impl Checked {
+    fn of(examined: Examined, words: &Words) -> Self {
+        Self {
+            counts: Keyed(vec![(words.container.1, examined.containers), (words.item.1, examined.items)]),
+            hashes_compared: examined.hashes_compared,
+            problems: examined.problems,
+        }
+    }
 }
 
 impl Verification {
     /// `wanted` says whether a drill was asked for.
-    pub(crate) fn of(verified: Verified, drilled: Option<Drilled>, wanted: bool) -> Self {
+    pub(crate) fn of(verified: Verified, drilled: Option<Drilled>, wanted: bool, words: &Words) -> Self {
         let Verified { findings, lost, records, slices, proof } = verified;
-        let drill = drilled.map(Drill::of);
+        let drill = drilled.map(|drilled| Drill::of(drilled, words));
         Self {
             passed: proof.passed && drill.as_ref().is_none_or(|drill| drill.passed),
             seconds: seconds(&proof),
@@ -90,7 +116,7 @@ impl Verification {
 }
 
 impl Drill {
-    fn of(drilled: Drilled) -> Self {
+    fn of(drilled: Drilled, words: &Words) -> Self {
         let Drilled { problems, totals, examined, proof } = drilled;
         Self {
             passed: proof.passed,
@@ -98,8 +124,10 @@ impl Drill {
             base: proof.snapshots.into_iter().next().unwrap_or_default(),
             recovery_ms: proof.recovery_ms,
             server_version: proof.server_version,
-            totals,
-            examined,
+            restored: totals.as_ref().map(|totals| written(words, totals)),
+            totals: totals.map(|totals| Keyed::totals(words, &totals)),
+            validated: examined.as_ref().map(|examined| text::counted(examined.containers, words.container)),
+            examined: examined.map(|examined| Checked::of(examined, words)),
             problems,
             proof: proof.id,
         }
@@ -107,17 +135,14 @@ impl Drill {
 
     fn text(&self) -> String {
         let mut rows = vec![("restore point", self.restore_point.clone())];
-        if let Some(totals) = &self.totals {
-            let collections = text::things(totals.collections, "collection", "collections");
-            let documents = text::things(totals.documents, "document", "documents");
-            let indexes = text::things(totals.indexes, "index", "indexes");
+        if let Some(restored) = &self.restored {
             let version = self.server_version.as_deref().unwrap_or("-");
-            rows.push(("restored", format!("{collections}, {documents} ({}), {indexes}", text::bytes(totals.bytes))));
+            rows.push(("restored", restored.clone()));
             rows.push(("into", format!("a server of version {version}, which is gone again")));
             rows.push(("recovery time", recovery(self.recovery_ms.unwrap_or(0))));
         }
-        if let Some(examined) = &self.examined {
-            rows.push(("validated", text::things(examined.collections, "collection", "collections")));
+        if let (Some(examined), Some(validated)) = (&self.examined, &self.validated) {
+            rows.push(("validated", validated.clone()));
             rows.push((
                 "hashes",
                 match examined.hashes_compared {

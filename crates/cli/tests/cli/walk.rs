@@ -147,6 +147,7 @@ async fn what_goes_wrong_has_its_exit_code_and_changes_nothing() {
         ("restore 2001-01-01T00:00:00Z -y", 9, &format!("did you mean {name}?")),
         (&format!("{restore} --base-snapshot nope -y"), 9, "there is no snapshot"),
         (&format!("{restore} --ns nonsense -y"), 2, "is no namespace"),
+        (&format!("{restore} --target-dir /nowhere -y"), 3, "--uri instead of --target-dir"),
         (&format!("{restore} --ns-from shop.orders -y"), 2, "--ns-to"),
         (&restore, 2, "no terminal"),
         ("config nope", 9, "unknown setting"),
@@ -173,7 +174,7 @@ async fn what_goes_wrong_has_its_exit_code_and_changes_nothing() {
         ("cancel-backup", 3, "no backup is running"),
         ("logs --cluster nope", 9, "it keeps: rs0"),
         ("backup --type physical", 3, "--type logical"),
-        ("backup --type nope", 2, "--type logical"),
+        ("backup --type nope", 2, "leave out --type"),
         ("backup --ns nonsense", 2, "is no namespace"),
         ("backup --uri postgres://me:geheim@h/db", 2, "postgres://h"),
         ("backup --uri mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=300", 5, "no answer from the database"),
@@ -267,6 +268,7 @@ async fn cut_off(cli: &Cli, set: &ReplicaSet) {
         into: cluster.descriptor().await.unwrap().unwrap().identity,
         into_hosts: set.uri(),
         new_epoch: None,
+        reached: None,
         totals: Default::default(),
         error: None,
         run_by: "test".to_owned(),
@@ -378,12 +380,12 @@ async fn what_is_stored_is_proven_and_what_is_damaged_is_told_everywhere() {
 
     cli.run("verify nope").ends(9, "there is no snapshot");
     cli.run(&format!("verify {name} --time latest")).ends(2, "--drill");
-    cli.run("verify --drill --mongod /nowhere/mongod").ends(1, "--mongod");
+    cli.run("verify --drill --mongod /nowhere/mongod").ends(1, "--program");
     cli.run("verify").ends(0, "Nothing is damaged.");
     let list = cli.ok("list");
     assert!(list.contains("PROOF") && list.contains("read "), "{list}");
     let mongod = hindsight_testkit::mongod_binary().unwrap().display();
-    let said = cli.ok(&format!("verify {name} --drill --mongod {mongod}"));
+    let said = cli.ok(&format!("verify {name} --drill --program {mongod}"));
     assert!(said.contains("It can be restored, and is what it should be.") && said.contains("recovery time"), "{said}");
     let status = cli.ok("status");
     assert!(status.contains("proven "), "{status}");

@@ -227,7 +227,11 @@ impl Task {
             Work::Object { object, .. } => {
                 let reader = self.cluster.object_reader(&self.work.key(&self.cluster), Some(object)).await?;
                 let check = self.check.as_ref().filter(|_| reader.footer().kind == ObjectKind::Data);
-                self.frames(&reader, |entry, raw| check.map_or(Ok(()), |check| check.frame(entry.segment, raw))).await
+                let checked = |entry: &FrameEntry, raw: &Bytes| match check {
+                    Some(check) => check.frame(&object.name, entry.segment, raw),
+                    None => Ok(()),
+                };
+                self.frames(&reader, checked).await
             }
             Work::Own { manifest, stream, name, .. } => {
                 let reader = self.cluster.snapshot_slice_reader(&manifest.id, stream, name).await?;
@@ -242,7 +246,7 @@ impl Task {
 
     async fn slice(&self, reader: &ObjectReader, name: &SliceName) -> Result<Vec<String>> {
         let mut check = self.engine.check_log(&name.start, &name.end)?;
-        let mut problems = self.frames(reader, |_, raw| check.frame(raw)).await?;
+        let mut problems = self.frames(reader, |entry, raw| check.frame(entry.segment, raw)).await?;
         if problems.is_empty() {
             match (check.finish(), &reader.footer().log) {
                 (Ok(found), Some(told)) => problems.extend(differences(&found, told)),

@@ -64,7 +64,7 @@ async fn a_drill_restores_validates_compares_and_leaves_only_evidence() -> Resul
     ensure!(done.problems.is_empty(), "{:?}", done.problems);
     let examined = done.examined.context("not examined")?;
     ensure!(examined.hashes_compared == Some(hashes.collections.len() as u64), "{examined:?}");
-    ensure!(examined.collections >= 3 && examined.documents >= 2000, "{examined:?}");
+    ensure!(examined.containers >= 3 && examined.items >= 2000, "{examined:?}");
     ensure!(done.proof.passed && done.proof.recovery_ms.is_some_and(|ms| ms > 0), "{:?}", done.proof);
     ensure!(is_empty(folder.path())?, "the server left something");
     let proofs = overview(&here.cluster).await?.proofs;
@@ -206,7 +206,7 @@ async fn a_drill_that_is_stopped_or_cannot_begin_leaves_nothing() -> Result<()> 
     };
     let error = refused(Path::new("/nonexistent/mongod")).await?;
     ensure!(error.to_string().contains("/nonexistent/mongod cannot be run"), "{error}");
-    ensure!(error.hint().is_some_and(|hint| hint.contains("--mongod")), "{error}");
+    ensure!(error.hint().is_some_and(|hint| hint.contains("--program")), "{error}");
     let elsewhere = tempfile::tempdir()?;
     let old = elsewhere.path().join("mongod");
     std::fs::write(&old, "#!/bin/sh\necho db version v3.6.1\n")?;

@@ -172,7 +172,7 @@ impl Protected {
     ) -> Result<RestoreRecord> {
         let request = RestoreRequest { selection, ..RestoreRequest::to(target) };
         let proposal = propose(engine, &self.repository, &self.cluster, request).await?;
-        Ok(restore(engine, &proposal, &Progress::default(), &CancellationToken::new()).await?)
+        Ok(restore(engine, &proposal, &Progress::default(), &CancellationToken::new()).await?.record)
     }
 }
 

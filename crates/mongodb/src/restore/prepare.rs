@@ -13,6 +13,9 @@ use crate::failure::{driver, unsupported};
 use crate::namespace::FUNCTIONS;
 use crate::snapshot::stored;
 
+/// Uncompressed bytes that a restore writes in a second, for an estimate.
+const RATE: u64 = 60 << 20;
+
 /// Looks at plan and target, changing nothing.
 pub(crate) async fn prepare(
     cluster: &Cluster,
@@ -46,12 +49,12 @@ pub(crate) async fn prepare(
         for found in schema::existing(&cluster.client, selection).await? {
             let namespace = format!("{}.{}", found.db, found.name);
             let buckets = format!("{}.system.buckets.{}", found.db, found.name);
-            let (documents, bytes) = match found.kind.as_str() {
+            let (items, bytes) = match found.kind.as_str() {
                 "view" => (0, 0),
                 _ => size(cluster, &found.db, &found.name).await,
             };
             let in_base = names.contains(&namespace) || names.contains(&buckets) || found.kind == "view";
-            existing.push(NamespaceChange { namespace, documents, bytes, in_base });
+            existing.push(NamespaceChange { namespace, items, bytes, in_base });
         }
         existing.sort_by(|a, b| a.namespace.cmp(&b.namespace));
     }
@@ -74,6 +77,8 @@ pub(crate) async fn prepare(
         in_place,
         existing,
         notes,
+        reaches: None,
+        estimated_secs: Some(1 + plan.base.totals.raw_bytes / RATE),
     })
 }
 

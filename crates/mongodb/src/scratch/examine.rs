@@ -35,8 +35,8 @@ pub(super) async fn examine(
             let reply = database.run_command(doc! {"validate": name, "full": true}).await;
             let reply = reply.map_err(|e| driver(&doing, e))?;
             let documents = number(&reply, "nrecords").and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
-            examined.collections += 1;
-            examined.documents += documents;
+            examined.containers += 1;
+            examined.items += documents;
             if !reply.get_bool("valid").unwrap_or(false) {
                 let errors = reply.get_array("errors").map(Vec::as_slice).unwrap_or_default();
                 let errors: Vec<_> = errors.iter().filter_map(|error| error.as_str()).collect();

@@ -46,7 +46,7 @@ impl ScratchServer {
                     request.must_hold,
                     program.display()
                 ),
-                "name a mongod of the same version or a newer one with --mongod",
+                "name a mongod of the same version or a newer one with --program",
             ));
         }
         let process = Process::start(&program, SET, &request.folder).await?;
@@ -102,7 +102,7 @@ fn program(named: Option<&Path>) -> Result<PathBuf> {
     let found = std::env::split_paths(&path).map(|folder| folder.join("mongod")).find(|file| file.is_file());
     found.ok_or_else(|| {
         EngineError::new(FailureKind::Local, "there is no mongod to restore into: none is in PATH")
-            .hint("name one with --mongod PATH, or in HINDSIGHT_MONGOD")
+            .hint("name one with --program PATH, or in HINDSIGHT_MONGOD")
     })
 }
 
@@ -110,7 +110,7 @@ fn program(named: Option<&Path>) -> Result<PathBuf> {
 async fn version(program: &Path) -> Result<String> {
     let failed = |why: String| {
         EngineError::new(FailureKind::Local, format!("{} cannot be run: {why}", program.display()))
-            .hint("name a mongod with --mongod PATH, or in HINDSIGHT_MONGOD")
+            .hint("name a mongod with --program PATH, or in HINDSIGHT_MONGOD")
     };
     let output = Command::new(program).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output().await;
     let output = output.map_err(|error| failed(error.to_string()))?;

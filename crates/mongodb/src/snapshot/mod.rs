@@ -16,18 +16,33 @@ pub(crate) mod stored;
 use std::collections::BTreeMap;
 
 use bson::doc;
-use hindsight_engine::{EngineError, FailureKind, Job, Result, Selection, SnapshotRequest};
+use hindsight_engine::{BackupType, EngineError, FailureKind, Job, Result, Selection, SnapshotRequest};
 use hindsight_format::{FORMAT_VERSION, SnapshotKind, SnapshotManifest, SnapshotSource, SnapshotTotals, StreamPart};
 use jiff::Timestamp;
 
 use self::checkpoint::Checkpoint;
 use crate::cluster::{Cluster, Source, optime, wait_committed};
-use crate::failure::driver;
+use crate::failure::{driver, unsupported};
 use crate::oplog::entry::Entry;
 use crate::optime::Optime;
 
 /// How often collections are listed again because the member changed meanwhile.
 const LISTINGS: u32 = 5;
+
+/// Refuses what cannot be taken.
+pub(crate) fn require_logical(wanted: Option<BackupType>) -> Result<()> {
+    match wanted {
+        None | Some(BackupType::Logical) => Ok(()),
+        Some(kind @ (BackupType::Physical | BackupType::Incremental)) => Err(unsupported(
+            format!("backups of the type {kind} cannot be taken"),
+            "they copy the files of a server through $backupCursor, which only some servers have; --type logical works \
+             with every MongoDB, and PITR makes up for increments",
+        )),
+        Some(BackupType::External) => {
+            Err(unsupported("backups of the type external are not coordinated", "use --type logical"))
+        }
+    }
+}
 
 /// Takes the snapshot and stores everything but its manifest.
 pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {

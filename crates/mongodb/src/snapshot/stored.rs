@@ -1,7 +1,7 @@
 //! The catalog object of a snapshot: one BSON document for the snapshot, then one a collection.
 
 use bson::{Document, doc};
-use hindsight_engine::{CollectionInfo, EngineError, Job, Result, SnapshotRequest};
+use hindsight_engine::{Content, EngineError, Job, Result, SnapshotRequest};
 use hindsight_format::{ObjectKind, ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, FRAME_TARGET, encode_frame};
 use serde::{Deserialize, Serialize};
@@ -54,10 +54,10 @@ impl StoredCollection {
     }
 
     /// What it is for people.
-    pub(crate) fn info(&self) -> CollectionInfo {
-        CollectionInfo {
+    pub(crate) fn info(&self) -> Content {
+        Content {
             name: format!("{}.{}", self.db, self.name),
-            documents: self.segments.iter().map(|s| s.documents).fold(0, u64::saturating_add),
+            items: self.segments.iter().map(|s| s.documents).fold(0, u64::saturating_add),
             bytes: self.segments.iter().map(|s| s.bytes).fold(0, u64::saturating_add),
             indexes: self.indexes.len() as u64,
         }

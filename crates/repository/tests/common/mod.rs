@@ -80,15 +80,26 @@ pub async fn write_object(cluster: &ClusterRepository, key: &str, frames: &[(Vec
 
 /// Writes the slice `(start, end]` with these frames, one record each.
 pub async fn write_slice(cluster: &ClusterRepository, start: i64, end: i64, frames: &[Vec<u8>]) -> StoredSlice {
-    let name = SliceName { start: point(start), end: point(end), fence: 1 };
+    let frames: Vec<_> = frames.iter().map(|raw| (raw.clone(), 0)).collect();
+    write_slice_of(cluster, point(start), point(end), &frames).await
+}
+
+/// The same with the segment of each frame.
+pub async fn write_slice_of(
+    cluster: &ClusterRepository,
+    start: Point,
+    end: Point,
+    frames: &[(Vec<u8>, u32)],
+) -> StoredSlice {
+    let name = SliceName { start: start.clone(), end: end.clone(), fence: 1 };
     let mut slice = StoredSlice { stream: "rs0".into(), epoch: 1, name, stored_bytes: 0 };
     let mut writer = cluster.object_writer(cluster.slice_key(&slice), ObjectKind::Slice).await;
-    let mut log = LogSummary::starting_at(point(start));
-    for raw in frames {
-        log.count(NAMESPACE, "i", 1_612_339_700 + end);
-        writer.write(encode_frame(raw, 3, 0).unwrap()).await.unwrap();
+    let mut log = LogSummary::starting_at(start);
+    for (raw, segment) in frames {
+        log.count(NAMESPACE, "i", end.time.as_second());
+        writer.write(encode_frame(raw, 3, *segment).unwrap()).await.unwrap();
     }
-    log.end = point(end);
+    log.end = end;
     slice.stored_bytes = writer.finish(Some(log)).await.unwrap().stored_bytes;
     slice
 }
