@@ -27,8 +27,9 @@ use crate::text;
 /// Bring the database back to a moment of its past
 ///
 /// After a restore to a time T the data are exactly what they were just before T: everything that
-/// was committed before T, nothing else. What did not exist then does not exist afterwards. T is read as UTC unless it says otherwise. The plan is shown first; nothing is
-/// touched before it is confirmed.
+/// was committed before T, nothing else. What did not exist then does not exist afterwards. T is
+/// read as UTC unless it says otherwise. The plan is shown first; nothing is touched before it is
+/// confirmed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     hindsight restore --time 2021-02-07T02:59:59\n  \

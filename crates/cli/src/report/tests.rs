@@ -261,6 +261,41 @@ fn the_plan_of_a_restore_under_another_name_into_another_cluster() {
 }
 
 #[test]
+fn the_plan_of_a_restore_into_a_directory() {
+    let directory = hindsight_engine::Directory { path: "/srv/new".into() };
+    let request = hindsight_jobs::RestoreRequest {
+        destination: hindsight_engine::Destination::Directory(directory),
+        ..request(Selection::default())
+    };
+    let reached = hindsight_engine::Reached {
+        point: point("2021-02-07T02:59:57Z"),
+        through: None,
+        last_commit: Some(time("2021-02-07T02:59:56Z")),
+        left_out: Some(time("2021-02-07T02:59:59Z")),
+    };
+    let preview = Preview { in_place: false, reaches: Some(reached), estimated_secs: None, ..preview(0) };
+    let plan = PlanReport::told(&Facts {
+        source: "rs0",
+        repository: "s3://backups/shop",
+        request: &request,
+        plan: &plan(),
+        preview: &preview,
+        words: &hindsight_mongodb::WORDS,
+        target: None,
+        capture: None,
+        captures_afterwards: false,
+        restore_point: "just before 2021-02-07T02:59:59Z".to_owned(),
+        taken_as_utc: None,
+        program: "hindsight",
+    });
+    let text = plan.text();
+    let reaches = "2021-02-07T02:59:57Z (1612666797.0000000001-1), the last commit in it is of 2021-02-07T02:59:56Z, the \
+                   first that is not of 2021-02-07T02:59:59Z";
+    assert!(text.contains(reaches) && text.contains("a new cluster in /srv/new"), "{text}");
+    assert!(!text.contains("Will take"), "{text}");
+}
+
+#[test]
 fn the_plan_as_json() {
     let plan = planned(Selection::new(vec!["shop.*".to_owned()]).unwrap(), &preview(3), |_| {});
     assert_snapshot!(serde_json::to_string_pretty(&plan).unwrap());

@@ -122,7 +122,17 @@ fn parse(db: &str, info: &Document) -> Result<Option<Found>> {
     let uuid = info.get_document("info").ok().and_then(|i| uuid_of(i.get("uuid"))).ok_or_else(|| bad(&"no UUID"))?;
     let options = info.get_document("options").cloned().unwrap_or_default();
     let db = db.to_owned();
-    Ok(Some(Found { uuid, db, name, options, indexes: Vec::new(), bytes: 0, average: 0, segments: Vec::new(), known: None }))
+    Ok(Some(Found {
+        uuid,
+        db,
+        name,
+        options,
+        indexes: Vec::new(),
+        bytes: 0,
+        average: 0,
+        segments: Vec::new(),
+        known: None,
+    }))
 }
 
 /// The documents of `system.views`, as BSON. Of a time-series it only matters that it is one: the rest
