@@ -53,8 +53,8 @@ pub(super) struct Piece {
     pub(super) segment: Option<Segment>,
 }
 
-/// From `from` (inclusive; none: the beginning) to `to` (exclusive; none: the end), by the index
-/// on `_id`.
+/// From `from` (inclusive; none: the beginning) to `to` (exclusive; none: MaxKey), by the index on `_id`; from MaxKey on
+/// there is the one document that has it.
 #[derive(Clone, Debug)]
 pub(super) struct Range {
     pub(super) from: Option<Bson>,
@@ -97,6 +97,8 @@ pub(super) async fn plan(
         let froms = std::iter::once(None).chain(bounds.iter().cloned().map(Some));
         let tos = bounds.iter().cloned().map(Some).chain([None]);
         pieces.extend(froms.zip(tos).map(|(from, to)| piece(Some(Range { from, to }), part)));
+        // The end of a range is exclusive, also where none is named: then it is MaxKey.
+        pieces.push(piece(Some(Range { from: Some(Bson::MaxKey), to: None }), 0));
     }
     pieces.sort_by_key(|piece| std::cmp::Reverse(piece.bytes));
     pieces
@@ -149,8 +151,8 @@ async fn bounds(source: &Source, found: &Found, range: u64) -> Vec<Bson> {
         .skip(1)
         .filter_map(|chunk| chunk.first()?.get("_id").cloned())
         // The sample was taken by name; an array cannot be an _id, and a regular expression as a
-        // bound would be taken for a pattern.
-        .filter(|id| !matches!(id, Bson::Array(_) | Bson::RegularExpression(_)))
+        // bound would be taken for a pattern. MaxKey bounds a range by itself.
+        .filter(|id| !matches!(id, Bson::Array(_) | Bson::RegularExpression(_) | Bson::MaxKey))
         .collect();
     bounds.dedup();
     bounds
@@ -289,8 +291,10 @@ async fn open(
         if let Some(to) = &range.to {
             command.insert("max", doc! {"_id": to.clone()});
         }
-        if let (None, Some(from)) = (after, &range.from) {
-            command.insert("min", doc! {"_id": from.clone()});
+        match (after, &range.from) {
+            (None, Some(Bson::MaxKey)) => drop(command.insert("filter", doc! {"_id": Bson::MaxKey})),
+            (None, Some(from)) => drop(command.insert("min", doc! {"_id": from.clone()})),
+            _ => {}
         }
     }
     command.insert("batchSize", i64::from(piece.batch));
