@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use bson::{Binary, Bson, DateTime, Document, Timestamp, doc, oid::ObjectId, spec::BinarySubtype};
-use hindsight_engine::Selection;
+use hindsight_engine::{Progress, Selection};
 use hindsight_format::SnapshotManifest;
+use hindsight_jobs::{BackupRequest, backup};
 use hindsight_testkit::{ClusterState, ReplicaSet};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Protected, Store, logging, same, this_moment};
 
@@ -80,15 +82,20 @@ async fn a_collection_read_in_ranges_of_ids_of_every_kind_comes_back_whole() -> 
             Ok::<_, mongodb::error::Error>(())
         });
     }
+    // Not before it is known how large it is: that is asked by name.
+    let progress = Progress::default();
     let renaming = async {
+        let mut steps = progress.watch();
+        steps.wait_for(|step| step.name == "copying documents").await?;
         let admin = client.database("admin");
         for (from, to) in [("app.large", "app.renamed"), ("app.renamed", "app.large")] {
-            tokio::time::sleep(std::time::Duration::from_millis(60)).await;
             admin.run_command(doc! {"renameCollection": from, "to": to}).await?;
         }
         Ok::<_, anyhow::Error>(())
     };
-    let (manifest, renamed) = tokio::join!(here.backup(), renaming);
+    let (request, cancel) = (BackupRequest::default(), CancellationToken::new());
+    let work = backup(&*here.engine, &here.cluster, &request, &progress, &cancel);
+    let (manifest, renamed) = tokio::join!(work, renaming);
     renamed?;
     let manifest = manifest?;
     while let Some(done) = writers.join_next().await {

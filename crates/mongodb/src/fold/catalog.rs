@@ -216,6 +216,8 @@ impl Catalog {
 impl Collection {
     /// Carries out a `collMod`.
     fn modify(&mut self, o: &Document) -> Result<(), EngineError> {
+        // Servers before 6.0 switch it off with each `collMod` that does not name it (tried with 5.0.4).
+        self.options.remove("recordPreImages");
         for (field, value) in o {
             match (field.as_str(), value) {
                 ("collMod", _) => {}

@@ -239,3 +239,25 @@ fn what_is_not_known_stops_the_fold() {
     unknown.insert("ns", "db.other");
     assert!(feed(&unknown).unwrap_err().to_string().contains("does not know"));
 }
+
+#[test]
+fn a_change_that_does_not_name_pre_images_switches_them_off() {
+    let entry = |o: Document| {
+        let entry = doc! {"op": "c", "ns": "db.$cmd", "ui": uuid_bson(&UUID), "o": o};
+        bson::serialize_to_vec(&entry).unwrap()
+    };
+    let options = |changes: &[Document]| {
+        let mut catalog = Catalog::default();
+        let create = doc! {"create": "c", "recordPreImages": true};
+        for o in std::iter::once(&create).chain(changes) {
+            let raw = entry(o.clone());
+            catalog.apply(&Operation::parse_inner(&raw).unwrap()).unwrap();
+        }
+        let collection = catalog.get(&UUID).unwrap();
+        collection.options.get_bool("recordPreImages").ok()
+    };
+    let other = doc! {"collMod": "c", "validator": {"x": 1}};
+    assert_eq!(options(&[]), Some(true));
+    assert_eq!(options(std::slice::from_ref(&other)), None);
+    assert_eq!(options(&[other, doc! {"collMod": "c", "recordPreImages": true}]), Some(true));
+}
