@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A line of history: it begins with 1, and each recovery that ends in a writable server begins the next.
@@ -12,7 +13,8 @@ pub type TimelineId = u32;
 ///
 /// Written as servers do, `16/B374D848`: the two halves in hexadecimal
 /// (<https://www.postgresql.org/docs/current/datatype-pg-lsn.html>).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Lsn(pub u64);
 
 impl Lsn {
@@ -59,6 +61,20 @@ impl FromStr for Lsn {
         };
         let (high, low) = text.split_once('/').ok_or(NotAnLsn)?;
         Ok(Self(half(high)? << 32 | half(low)?))
+    }
+}
+
+impl TryFrom<String> for Lsn {
+    type Error = NotAnLsn;
+
+    fn try_from(text: String) -> Result<Self, NotAnLsn> {
+        text.parse()
+    }
+}
+
+impl From<Lsn> for String {
+    fn from(lsn: Lsn) -> Self {
+        lsn.to_string()
     }
 }
 

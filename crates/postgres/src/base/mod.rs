@@ -6,11 +6,13 @@
 mod checksum;
 mod manifest;
 mod page;
+mod stored;
 mod tar;
 mod verify;
 
 pub use checksum::{Checksum, Checksummer};
 pub use manifest::{BackupManifest, Expected, ManifestError, ManifestReader, WalRange};
 pub use page::{PageProblem, PageSizes, page_checksum};
+pub use stored::{StoredBase, StoredDatabase, StoredTablespace};
 pub use tar::{BLOCK, TarError, TarEvent, TarHeader, TarKind, TarProblem, TarReader};
 pub use verify::{Finding, Report, Verified, Verifier, VerifyOptions, Wrong};
