@@ -1,5 +1,9 @@
 //! One PostgreSQL server.
 
+mod session;
+mod state;
+mod workload;
+
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -15,6 +19,9 @@ use tokio::time::sleep;
 use crate::mongod::Port;
 use crate::spawner;
 use crate::tls::Certificates;
+
+pub use state::{PgDatabase, PgState};
+pub use workload::{PgCounts, PgPaused, PgWorkload, PgWorkloadOptions};
 
 /// How long a server may take to start, or to end. Generous: machines that run tests are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -244,6 +251,13 @@ impl Postgres {
         let mut command = Command::new(self.programs.join(name));
         command.env("PGHOST", self.socket_folder()).env("PGPORT", self.port().to_string());
         command.env("PGUSER", "postgres").env("PGDATABASE", "postgres").stdin(Stdio::null());
+        command
+    }
+
+    /// The same in another database.
+    pub(crate) fn program_in(&self, name: &str, database: &str) -> Command {
+        let mut command = self.program(name);
+        command.env("PGDATABASE", database);
         command
     }
 
