@@ -241,7 +241,15 @@ impl Postgres {
     /// # Errors
     /// One of them fails.
     pub async fn sql(&self, statements: &str) -> Result<String> {
-        let mut psql = self.program("psql");
+        self.sql_in("postgres", statements).await
+    }
+
+    /// The same in another database.
+    ///
+    /// # Errors
+    /// One of them fails.
+    pub async fn sql_in(&self, database: &str, statements: &str) -> Result<String> {
+        let mut psql = self.program_in("psql", database);
         psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", statements]);
         Ok(said(psql).await?.trim_end().to_owned())
     }
@@ -309,6 +317,34 @@ impl Postgres {
             own(&self.data_dir(), owner)?;
         }
         self.run().await
+    }
+
+    /// Ends a server that somebody else has started on this data directory, as a crash would. Nothing happens if none runs.
+    ///
+    /// # Errors
+    /// When it doesn't end within a minute.
+    pub async fn end_of_others(&self) -> Result<()> {
+        let begun = Instant::now();
+        while self.signal_other(Signal::QUIT) {
+            if begun.elapsed() > PATIENCE {
+                bail!("the server in {} does not end", self.data_dir().display());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to a server that somebody else has started on this data directory; says whether there is one.
+    fn signal_other(&self, signal: Signal) -> bool {
+        // The first line is its number; the second one the directory, in case the number is another's now.
+        let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap_or_default();
+        let mut lines = text.lines();
+        let pid = lines.next().and_then(|line| Pid::from_raw(line.trim().parse().ok()?));
+        let own = self.child().as_ref().map(Pid::from_child);
+        match pid.filter(|pid| Some(*pid) != own && lines.next().is_some_and(|at| Path::new(at) == self.data_dir())) {
+            Some(pid) => kill_process(pid, signal).is_ok(),
+            None => false,
+        }
     }
 
     async fn end(&self, signal: Signal) -> Result<()> {
@@ -416,6 +452,9 @@ impl Drop for Postgres {
             std::thread::sleep(Duration::from_millis(10));
         }
         self.kill9();
+        while self.signal_other(Signal::QUIT) && begun.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
