@@ -5,11 +5,17 @@
 
 mod address;
 pub mod base;
+mod feed;
+pub mod find;
 mod lsn;
 mod point;
 pub mod restore;
+mod server;
 pub mod wal;
 pub mod wire;
+
+/// Name of the engine in everything stored.
+pub const NAME: &str = "postgresql";
 
 pub use address::{Address, ChannelBinding, Host, RootCertificates, Seat, SslMode, TargetSession};
 pub use lsn::{Lsn, NotAnLsn, TimelineId};

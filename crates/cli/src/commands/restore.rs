@@ -138,7 +138,7 @@ impl Args {
     fn destination(&self) -> Destination {
         match &self.target_dir {
             None => Destination::Connected,
-            Some(path) => Destination::Directory(Directory { path: path.clone() }),
+            Some(path) => Destination::Directory(Directory::new(path)),
         }
     }
 
