@@ -14,5 +14,7 @@ pub use checksum::{Checksum, Checksummer};
 pub use manifest::{BackupManifest, Expected, ManifestError, ManifestReader, WalRange};
 pub use page::{PageProblem, PageSizes, page_checksum};
 pub use stored::{StoredBase, StoredDatabase, StoredTablespace};
+#[cfg(test)]
+pub(crate) use tar::tests as tar_tests;
 pub use tar::{BLOCK, TarError, TarEvent, TarHeader, TarKind, TarProblem, TarReader};
 pub use verify::{Finding, Report, Verified, Verifier, VerifyOptions, Wrong};
