@@ -17,6 +17,7 @@ use super::cut::Cutter;
 use super::damage::{damaged, in_archive};
 use super::look::{Look, Looked, Looker};
 use super::manifest::BackupManifest;
+use super::source::odd;
 use super::stored::{BACKUP_MANIFEST, archive_folder};
 use super::verify::VerifyOptions;
 use crate::wire::{BackupEvent, BackupPosition, BaseBackup, Connection, Error as WireError, code};
@@ -26,8 +27,9 @@ use crate::wire::{BackupEvent, BackupPosition, BaseBackup, Connection, Error as 
 const OBJECT: u64 = 256 << 20;
 /// Frames that wait to be looked at.
 const WAITING: usize = 4;
-/// Frames that are being compressed at the same time, at most: more than one connection brings data for, at the usual levels.
-const MOST_COMPRESSING: usize = 12;
+/// Frames that are being compressed at the same time, at most: more than one connection brings data for at the usual levels, and 80 MiB
+/// with what they make of data that do not compress.
+const MOST_COMPRESSING: usize = 8;
 
 /// A backup that has come and is stored, and in which nothing is wrong.
 pub(super) struct Copied {
@@ -173,7 +175,7 @@ impl Sink {
     /// An archive begins, such as `base.tar` or `16385.tar`.
     async fn archive(&mut self, name: &str) -> Result<()> {
         self.end().await?;
-        let garbled = || EngineError::new(FailureKind::Server, format!("the server sends an unknown archive {name:?}"));
+        let garbled = || odd(format!("the server sends an unknown archive {name:?}"));
         let tablespace = match name.strip_suffix(".tar").ok_or_else(garbled)? {
             "base" => None,
             oid => Some(oid.parse::<u32>().map_err(|_| garbled())?),
@@ -193,7 +195,7 @@ impl Sink {
     async fn data(&mut self, data: &[u8]) -> Result<()> {
         let cut = match &mut self.present {
             Present::Nothing => {
-                return Err(EngineError::new(FailureKind::Server, "the server sends data of no archive"));
+                return Err(odd("the server sends data of no archive"));
             }
             Present::Manifest => None,
             Present::Archive { cutter, folder, .. } => cutter.take(data).map_err(|error| in_archive(folder, &error))?,

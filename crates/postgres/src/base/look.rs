@@ -5,6 +5,7 @@ use hindsight_engine::{EngineError, FailureKind, Result};
 
 use super::damage::in_archive;
 use super::manifest::{BackupManifest, ManifestError, ManifestReader};
+use super::source::odd;
 use super::stored::archive_folder;
 use super::tar::TarReader;
 use super::verify::{Report, Verified, Verifier, VerifyOptions};
@@ -68,7 +69,7 @@ impl Looker {
     }
 
     pub(super) fn finish(self) -> Result<Looked> {
-        let missing = || EngineError::new(FailureKind::Server, "the server sends no manifest with the backup");
+        let missing = || odd("the server sends no manifest with the backup");
         let manifest = self.manifest.ok_or_else(missing)?.finish().map_err(in_manifest)?;
         let report = self.verified.compare(&manifest);
         Ok(Looked { manifest, report })

@@ -11,7 +11,8 @@ use crate::follow::{Follower, Reserved};
 use crate::wire::BackupPosition;
 use crate::{Lsn, STREAM, of_point};
 
-/// Bytes of log that make a slice. At most as many more come at once.
+/// Bytes of log that make a slice. So much may come at once that it has 32 MiB in the end: the follower waits for the end of records
+/// up to 16 MiB long, and the unused rest of a segment counts as part of one.
 const SLICE: usize = 8 << 20;
 
 /// The log being read.

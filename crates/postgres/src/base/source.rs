@@ -160,7 +160,13 @@ async fn clock(session: &mut Connection) -> Result<Timestamp> {
     let micros = "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::bigint";
     let rows = session.query(micros, "asking for the time").await?;
     let time = rows.first().and_then(|row| Timestamp::from_microsecond(row.at(0)?.parse().ok()?).ok());
-    time.ok_or_else(|| EngineError::new(FailureKind::Server, "the server does not tell its time"))
+    time.ok_or_else(|| odd("the server does not tell its time"))
+}
+
+/// Something that no server does.
+pub(super) fn odd(what: impl Into<String>) -> EngineError {
+    EngineError::new(FailureKind::Server, what)
+        .hint("see whether it is a PostgreSQL server that answers there, and not a proxy or a pooler")
 }
 
 fn owned((name, value): (&String, &String)) -> (String, String) {
