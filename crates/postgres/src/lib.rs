@@ -10,6 +10,7 @@ pub mod find;
 mod lsn;
 mod point;
 pub mod restore;
+pub mod scratch;
 mod server;
 pub mod wal;
 pub mod wire;
