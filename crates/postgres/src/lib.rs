@@ -16,6 +16,7 @@ pub mod grants;
 mod lsn;
 mod point;
 pub mod restore;
+pub mod scratch;
 mod server;
 pub mod slot;
 mod summary;

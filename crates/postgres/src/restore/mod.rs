@@ -16,15 +16,14 @@ mod unpack;
 mod walk;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
-use futures::TryFutureExt as _;
 use hindsight_catalog::RestorePlan;
 use hindsight_engine::{Destination, EngineError, Job, Preview, RestoreOptions, Restored, Result, Selection};
 use hindsight_format::{Position, RestoreTotals};
 use hindsight_repository::ClusterRepository;
 
+use crate::base::BackupManifest;
 use crate::feed::blocking;
 use crate::server::Private;
 use crate::{Lsn, TimelineId, of_position};
@@ -32,7 +31,8 @@ use leave::{leave, next, start};
 use log::{StoredLog, position};
 use prepare::Ready;
 use recover::{look, recover};
-use walk::walk;
+use unpack::Part;
+use walk::{Walked, walk};
 
 pub use prepare::{accept, prepare};
 pub use segments::{LogSlice, Piece, Segments, SegmentsError, Wanted};
@@ -53,7 +53,7 @@ pub async fn run(
     run_asking(job, plan, selection, destination, preview, options, command).await
 }
 
-/// The same with another `restore_command`, which has to come to [`serve::ask`] with the socket `hindsight.restore/log`.
+/// The same with another `restore_command`, which has to come to [`serve::ask`] with the socket `hindsight.restore/wal`.
 ///
 /// # Errors
 /// Those of [`run`].
@@ -67,62 +67,39 @@ pub async fn run_asking(
     options: &RestoreOptions,
     command: String,
 ) -> Result<Restored> {
-    // Everything up to the gate only reads. Damage found here leaves no trace.
     let ready = Ready::of(&job.cluster, plan, selection, destination).await?;
+    let (base, programs) = (&ready.base, &ready.programs);
     let directory = prepare::directory(destination)?;
-    let (base, id) = (&ready.base, &plan.base.id);
     let reaches = preview.reaches.as_ref().map(|reached| &reached.point);
     let reaches = reaches.ok_or_else(|| EngineError::damaged("the restore was not prepared"))?;
-    let (cut, _) = position(reaches)?;
-    let log = StoredLog::of(&job.cluster, plan, base, Some(cut)).await?;
-    let log = Arc::new(knowing_others(log, &job.cluster).await?);
-    let manifest = unpack::manifest(&job.cluster, &plan.base).await?;
-    let log_bytes = cut.since(base.start).unwrap_or(0);
-    let checking = async {
-        match options.skip_check {
-            false => unpack::check(job, id, &ready.parts).await,
-            true => unpack::open(&job.cluster, id, &ready.parts).await,
-        }
-    };
-    let (what, bytes) = match options.skip_check {
-        false => ("reading the log and the data through", log_bytes + unpack::stored_bytes(&ready.parts)),
-        true => ("reading the log through", log_bytes),
-    };
-    job.progress.step(what, Some(bytes));
-    let (walked, ()) = tokio::try_join!(walk(job, &log, base), checking)?;
-    walked.require_free_folders(ready.place.owner())?;
+    // Everything up to the gate only reads. Damage found here leaves no trace.
+    let Read { log, walked, manifest } = read(job, plan, &ready, position(reaches)?.0, options.skip_check).await?;
     job.check()?;
     options.gate.cross().await?;
 
-    job.progress.step("unpacking the base", Some(ready.parts.iter().map(unpack::Part::raw_bytes).sum()));
+    job.progress.step("unpacking the base", Some(ready.parts.iter().map(Part::raw_bytes).sum()));
     let place = Arc::new(ready.place.clone());
     let making = place.clone();
-    let private = blocking(move || {
+    let make = move || {
         making.make()?;
-        Ok(Private::create(making.directory(), making.owner())?)
-    })
-    .await?;
-    let work = async {
-        let unpacked = unpack::run(job, plan, &ready.parts, &place, manifest).await?;
-        place.give()?;
-        settings::put_aside(&private)?;
-        job.progress.step("replaying the log", Some(log_bytes));
-        let server = recover(job, &ready.programs, &private, base, log, walked.last.start, command).await?;
-        job.progress.step("looking at what was restored", None);
-        let (server, facts) = look(&ready.programs, &private, base, server).await?;
-        job.check()?;
-        job.progress.step("writing all of it to disk", None);
-        leave(server, private, &place, base, directory, &facts).await?;
-        Ok((unpacked, facts))
+        Private::create(making.directory(), making.owner())
     };
-    let (unpacked, facts) = work.map_err(|error: EngineError| half_restored(error, place.directory())).await?;
-    let started = match directory.start {
-        true => {
-            job.progress.step("starting the server", None);
-            Some(start(&ready.programs, &place).await?)
-        }
-        false => None,
-    };
+    let private = blocking(make).await?;
+    let unpacked = unpack::run(job, plan, &ready.parts, &place, manifest).await?;
+    place.give()?;
+    settings::put_aside(&private)?;
+    job.progress.step("replaying the log", log.segments().cut().since(base.start));
+    let server = recover(job, programs, &private, base, log, walked.last.start, command).await?;
+    job.progress.step("looking at what was restored", None);
+    let (server, facts) = look(programs, &private, base, server).await?;
+    job.check()?;
+    job.progress.step("writing all of it to disk", None);
+    leave(server, private, &place, base, directory, &facts).await?;
+    let mut started = None;
+    if directory.start {
+        job.progress.step("starting the server", None);
+        started = Some(start(programs, &place).await?);
+    }
     if let Some(Err(why)) = &started {
         job.progress.warn(format!("the server does not start as it is configured: {why}"));
     }
@@ -135,8 +112,38 @@ pub async fn run_asking(
             log_records: walked.records,
         },
         reached: Some(reaches.clone()),
-        next: next(&ready.programs, &place, started.as_ref(), &facts),
+        next: next(programs, &place, started.as_ref(), &facts),
     })
+}
+
+/// What was read before anything is touched.
+struct Read {
+    log: Arc<StoredLog>,
+    walked: Walked,
+    manifest: BackupManifest,
+}
+
+/// Reads all of the log up to the cut, and, unless that is not wanted, all of the data.
+async fn read(job: &Job, plan: &RestorePlan, ready: &Ready, cut: Lsn, skip_data: bool) -> Result<Read> {
+    let (base, id, parts) = (&ready.base, &plan.base.id, &ready.parts);
+    let log = StoredLog::of(&job.cluster, plan, base, Some(cut)).await?;
+    let log = Arc::new(knowing_others(log, &job.cluster).await?);
+    let manifest = unpack::manifest(&job.cluster, &plan.base).await?;
+    let bytes = cut.since(base.start).unwrap_or(0);
+    let (what, bytes) = match skip_data {
+        false => ("reading the log and the data through", bytes.saturating_add(unpack::stored_bytes(parts))),
+        true => ("reading the log through", bytes),
+    };
+    job.progress.step(what, Some(bytes));
+    let checking = async {
+        match skip_data {
+            false => unpack::check(job, id, parts).await,
+            true => unpack::open(&job.cluster, id, parts).await,
+        }
+    };
+    let (walked, ()) = tokio::try_join!(walk(job, &log, base), checking)?;
+    walked.require_free_folders(ready.place.owner())?;
+    Ok(Read { log, walked, manifest })
 }
 
 /// Tells the log of all timelines that the repository knows, so that the server begins one that is none of them.
@@ -155,14 +162,4 @@ async fn knowing_others(mut log: StoredLog, cluster: &ClusterRepository) -> Resu
     }
     log.segments_mut().taken(known);
     Ok(log)
-}
-
-/// A failure after which a directory is of no use.
-fn half_restored(error: EngineError, directory: &Path) -> EngineError {
-    let remedy = format!("{} is half restored: remove it before you try again", directory.display());
-    let hint = match &error.hint {
-        Some(hint) => format!("{hint}; {remedy}"),
-        None => remedy,
-    };
-    EngineError { hint: Some(hint), ..error }
 }

@@ -11,7 +11,7 @@ use rustix::fs::{Access, access, statvfs, syncfs};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::base::{StoredBase, StoredTablespace};
-use crate::server::{Owner, PRIVATE, user_named};
+use crate::server::{Owner, PRIVATE, local, user_named};
 
 /// Permissions that servers take for a data directory (`checkDataDir`).
 const ALLOWED: u32 = 0o750;
@@ -345,10 +345,6 @@ fn require_access(path: &Path, owner: &Owner) -> Result<()> {
         Ok(()) => format!("{} cannot be written to by {}, whose it is", path.display(), owner.name()),
     };
     Err(refused(what, "see the permissions of it, and of the folders that it is in"))
-}
-
-pub(crate) fn local(path: &Path, error: &io::Error) -> EngineError {
-    EngineError::new(FailureKind::Local, format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::serve::Serving;
 use super::settings::{RecoveryTarget, isolated};
 use crate::base::StoredBase;
 use crate::feed::blocking;
-use crate::server::{PRIVATE, Private, Programs, Server};
+use crate::server::{PRIVATE, Private, Programs, Server, local};
 use crate::wal::{History, SegmentSize, WalFile};
 use crate::wire::{Connection, Error as WireError};
 use crate::{Lsn, TimelineId};
@@ -36,7 +36,7 @@ pub(crate) async fn recover(
     command: String,
 ) -> Result<Server> {
     let signal = private.directory().join("recovery.signal");
-    fs::write(&signal, "").and_then(|()| private.owner().give(&signal))?;
+    fs::write(&signal, "").and_then(|()| private.owner().give(&signal)).map_err(|error| local(&signal, &error))?;
     let (timeline, cut) = (log.segments().timeline(), log.segments().cut());
     let serving = Serving::start(job, base, log, private)?;
     let target = RecoveryTarget { last, timeline, command };

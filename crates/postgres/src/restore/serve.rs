@@ -27,11 +27,11 @@ use super::segments::Wanted;
 use crate::Lsn;
 use crate::base::StoredBase;
 use crate::feed::{blocking, feed};
-use crate::server::{Owner, PRIVATE, Private};
+use crate::server::{Owner, PRIVATE, Private, local};
 use crate::wal::{Segment, SegmentSize, WalFile};
 
 /// The socket, in the private folder.
-const SOCKET: &str = "log";
+const SOCKET: &str = "wal";
 /// Bytes of segments that are built ahead, and how many of them at most.
 const AHEAD: u64 = 64 << 20;
 const MOST_AHEAD: u64 = 4;
@@ -52,7 +52,13 @@ const FAILED: u8 = 255;
 ///
 /// The exit code is for the server: there is the file, there is none, or the recovery has to end.
 pub fn ask(socket: &Path, file: &str, to: &Path) -> ExitCode {
-    let asked = || {
+    ExitCode::from(code(socket, file, to))
+}
+
+/// The exit code of [`ask`], as a number.
+#[doc(hidden)]
+pub fn code(socket: &Path, file: &str, to: &Path) -> u8 {
+    let asked = || -> std::io::Result<u8> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(format!("{file}\n").as_bytes())?;
@@ -65,7 +71,7 @@ pub fn ask(socket: &Path, file: &str, to: &Path) -> ExitCode {
             _ => Ok(FAILED),
         }
     };
-    ExitCode::from(asked().unwrap_or_else(|_: std::io::Error| FAILED))
+    asked().unwrap_or(FAILED)
 }
 
 /// What a server runs to [`ask`], where `program` is this one: `%f` and `%p` are the server's.
@@ -104,11 +110,11 @@ struct Shared {
 impl Serving {
     /// Begins to answer. Bytes of the log are told as progress as they are given.
     pub(crate) fn start(job: &Job, base: &StoredBase, log: Arc<StoredLog>, private: &Private) -> Result<Self> {
-        let folder = private.path("segments");
-        fs::create_dir(&folder)?;
-        private.owner().give(&folder)?;
-        let listener = UnixListener::bind(private.sockets().join(SOCKET))?;
-        private.owner().give(&private.path(SOCKET))?;
+        let folder = private.make_folder("segments")?;
+        let socket = private.path(SOCKET);
+        let bound = UnixListener::bind(private.sockets().join(SOCKET));
+        let bound = bound.and_then(|listener| private.owner().give(&socket).map(|()| listener));
+        let listener = bound.map_err(|error| local(&socket, &error))?;
         let shared = Arc::new(Shared {
             job: job.clone(),
             base: base.clone(),
@@ -184,7 +190,11 @@ impl Shared {
             Wanted::Nothing => Ok(None),
             Wanted::History(text) => {
                 let (path, owner) = (self.folder.join(name), self.owner.clone());
-                blocking(move || Ok(fs::write(&path, text).and_then(|()| owner.give(&path))?)).await?;
+                let write = move || {
+                    let written = fs::write(&path, text).and_then(|()| owner.give(&path));
+                    written.map_err(|error| local(&path, &error))
+                };
+                blocking(write).await?;
                 Ok(Some(name.to_owned()))
             }
             Wanted::Segment(_) => {
@@ -262,8 +272,7 @@ impl Shared {
             Ok(piece)
         });
         feed(Box::pin(pieces), move |pieces| {
-            let failed =
-                |error: std::io::Error| EngineError::new(FailureKind::Local, format!("{}: {error}", written.display()));
+            let failed = |error: std::io::Error| local(&written, &error);
             let mut file = fs::File::create(&written).map_err(failed)?;
             let mut len = 0;
             for piece in pieces {
@@ -307,13 +316,13 @@ mod tests {
     #[test]
     fn a_path_with_anything_in_it_is_one_word_for_the_shell_and_no_wildcard_for_the_server() {
         let command = command(Path::new("/opt/100% 'sure'/hindsight"));
-        assert_eq!(command, r"'/opt/100%% '\''sure'\''/hindsight' restore-wal --socket hindsight.restore/log %f %p");
+        assert_eq!(command, r"'/opt/100%% '\''sure'\''/hindsight' restore-wal --socket hindsight.restore/wal %f %p");
     }
 
     #[test]
     fn nobody_to_ask_ends_the_recovery() {
         let folder = tempfile::tempdir().unwrap();
-        let code = ask(&folder.path().join("log"), "000000010000000000000001", &folder.path().join("to"));
-        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(255)));
+        let code = code(&folder.path().join("log"), "000000010000000000000001", &folder.path().join("to"));
+        assert_eq!(code, 255);
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use hindsight_engine::{EngineError, Result};
+use hindsight_engine::Result;
 
 use crate::Lsn;
 use crate::TimelineId;
 use crate::base::StoredBase;
-use crate::server::{Owner, PRIVATE, Private};
+use crate::server::{Owner, PRIVATE, Private, local};
 
 /// Settings that must not be smaller than they were where the log was written, with what is enough for most.
 const AT_LEAST: [(&str, u64); 3] =
@@ -108,7 +108,7 @@ const AUTO: &str = "postgresql.auto.conf";
 /// Those of the file system.
 pub(crate) fn put_aside(private: &Private) -> Result<()> {
     match fs::rename(private.directory().join(AUTO), private.path(AUTO)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(local(&private.path(AUTO), &error)),
         _ => Ok(()),
     }
 }
@@ -132,7 +132,7 @@ pub(crate) fn leave(private: &Private, standing: &Standing<'_>) -> Result<()> {
     let before = match fs::read(private.path(AUTO)) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(local(&private.path(AUTO), &error)),
     };
     let port = standing.port.map(|port| port.to_string());
     let mut settings: Vec<(&str, &str)> = COPY.to_vec();
@@ -179,8 +179,7 @@ fn write(directory: &Path, name: &str, text: &str, owner: &Owner) -> Result<()> 
     use std::os::unix::fs::OpenOptionsExt as _;
 
     let path = directory.join(name);
-    let failed =
-        |error: std::io::Error| EngineError::from(std::io::Error::other(format!("{}: {error}", path.display())));
+    let failed = |error: std::io::Error| local(&path, &error);
     let mut file =
         fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;

@@ -21,6 +21,7 @@ use crate::base::{
     BackupManifest, ManifestReader, TarEvent, TarHeader, TarKind, TarReader, Verified, Verifier, VerifyOptions,
 };
 use crate::feed::{blocking, feed};
+use crate::server::local;
 use crate::wire::ManifestChecksums;
 
 /// Objects that are unpacked at the same time at most: each takes some 24 MiB of memory.
@@ -84,7 +85,7 @@ pub(crate) fn parts(manifest: &SnapshotManifest) -> Result<Vec<Part>> {
 /// One is missing or damaged.
 pub(crate) async fn open(cluster: &ClusterRepository, id: &str, parts: &[Part]) -> Result<()> {
     let open = |part: Part| async move { reader(cluster, id, &part).await.map(drop) };
-    stream::iter(parts.to_vec().into_iter().map(open)).buffer_unordered(AT_ONCE).try_collect().await
+    stream::iter(parts.iter().cloned().map(open)).buffer_unordered(AT_ONCE).try_collect().await
 }
 
 async fn reader(cluster: &ClusterRepository, id: &str, part: &Part) -> Result<ObjectReader> {
@@ -106,7 +107,7 @@ pub(crate) async fn check(job: &Job, id: &str, parts: &[Part]) -> Result<()> {
             () = job.cancel.cancelled() => Err(EngineError::cancelled()),
         }
     };
-    stream::iter(parts.to_vec().into_iter().map(one)).buffer_unordered(READ_AT_ONCE).try_collect().await
+    stream::iter(parts.iter().cloned().map(one)).buffer_unordered(READ_AT_ONCE).try_collect().await
 }
 
 /// Bytes stored of the data.
@@ -154,7 +155,7 @@ pub(crate) async fn run(
             unpacked.map_err(|error| EngineError::new(FailureKind::Local, format!("unpacking ended: {error}")))?
         }
     };
-    let mut unpacked = stream::iter(parts.to_vec().into_iter().map(one)).buffer_unordered(workers);
+    let mut unpacked = stream::iter(parts.iter().cloned().map(one)).buffer_unordered(workers);
     let mut all = Verified::default();
     while let Some(verified) = unpacked.try_next().await? {
         all.absorb(verified);
@@ -181,7 +182,7 @@ fn link(place: &Place) -> Result<()> {
     for space in place.tablespaces() {
         let link = place.directory().join("pg_tblspc").join(space.oid.to_string());
         let made = symlink(&space.folder, &link).and_then(|()| place.owner().give(&link));
-        made.map_err(|error| super::place::local(&link, &error))?;
+        made.map_err(|error| local(&link, &error))?;
     }
     Ok(())
 }
@@ -331,7 +332,7 @@ fn failed(path: &Path, error: &io::Error) -> EngineError {
     if error.kind() == io::ErrorKind::AlreadyExists {
         return EngineError::damaged(format!("the snapshot has {} twice", path.display()));
     }
-    super::place::local(path, error)
+    local(path, error)
 }
 
 #[cfg(test)]

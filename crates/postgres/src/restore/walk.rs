@@ -9,12 +9,12 @@ use futures::StreamExt as _;
 use hindsight_engine::{EngineError, FailureKind, Job, Result};
 
 use super::log::StoredLog;
-use super::place::{local, quoted};
+use super::place::quoted;
 use super::reach::damaged;
 use crate::Lsn;
 use crate::base::StoredBase;
 use crate::feed::feed;
-use crate::server::Owner;
+use crate::server::{Owner, local};
 use crate::wal::{Event, Span, WalReader, What};
 
 /// What there is in the log from where the base begins to the cut.

@@ -1,12 +1,13 @@
 //! The folder of ours in a data directory, for as long as we work on it.
 
 use std::fs::{self, DirBuilder, File};
-use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use super::Owner;
+use hindsight_engine::Result;
+
+use super::{Owner, local};
 
 /// Its name. That it is there says that the directory is not whole.
 pub(crate) const PRIVATE: &str = "hindsight.restore";
@@ -24,11 +25,14 @@ impl Private {
     ///
     /// # Errors
     /// Those of the file system; it may be there already.
-    pub(crate) fn create(directory: &Path, owner: &Owner) -> io::Result<Self> {
+    pub(crate) fn create(directory: &Path, owner: &Owner) -> Result<Self> {
         let path = directory.join(PRIVATE);
-        DirBuilder::new().mode(0o700).create(&path)?;
-        owner.give(&path)?;
-        let handle = File::open(&path)?;
+        let make = || {
+            DirBuilder::new().mode(0o700).create(&path)?;
+            owner.give(&path)?;
+            File::open(&path)
+        };
+        let handle = make().map_err(|error| local(&path, &error))?;
         let private = Self { directory: directory.to_owned(), owner: owner.clone(), handle };
         let about = "This directory is being restored by hindsight, or a restore into it was cut off: as long as this folder \
                      is here, it is not whole. Remove all of it before it is restored again.\n";
@@ -58,14 +62,30 @@ impl Private {
     }
 
     /// Writes a file of it, for its owner to read.
-    pub(crate) fn write(&self, name: &str, text: &str) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.path(name);
-        fs::write(&path, text)?;
-        self.owner.give(&path)
+        fs::write(&path, text).and_then(|()| self.owner.give(&path)).map_err(|error| local(&path, &error))
+    }
+
+    /// Makes a folder in it, for its owner.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(crate) fn make_folder(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path(name);
+        fs::create_dir(&path).and_then(|()| self.owner.give(&path)).map_err(|error| local(&path, &error))?;
+        Ok(path)
     }
 
     /// Removes it: the directory is whole.
-    pub(crate) fn remove(self) -> io::Result<()> {
-        fs::remove_dir_all(self.directory.join(PRIVATE))
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(crate) fn remove(self) -> Result<()> {
+        let path = self.directory.join(PRIVATE);
+        fs::remove_dir_all(&path).map_err(|error| local(&path, &error))
     }
 }

@@ -11,7 +11,7 @@ use hindsight_engine::{EngineError, FailureKind, Result};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::sync::{oneshot, watch};
 
-use super::{PRIVATE, Private, Programs};
+use super::{PRIVATE, Private, Programs, local};
 use crate::address::Address;
 use crate::wire::{Connection, Replication};
 
@@ -46,7 +46,7 @@ impl Server {
         private.write("pg_hba.conf", "local all all trust\n")?;
         private.write("pg_ident.conf", "")?;
         let log = private.path("log");
-        let output = File::options().create(true).append(true).open(&log)?;
+        let output = File::options().create(true).append(true).open(&log).map_err(|error| local(&log, &error))?;
         let directory = private.directory().to_owned();
         let mut command = private.owner().tied_command(&programs.program("postgres"));
         // Paths of any length and of any characters: all others are relative to here.
@@ -62,7 +62,8 @@ impl Server {
             .name("postgres".to_owned())
             .spawn(move || watch_over(command, started, &held, &tell))?;
         let gone = |_| EngineError::new(FailureKind::Local, "the thread that starts the server ended");
-        let number = starting.await.map_err(gone)??;
+        let started = starting.await.map_err(gone)?;
+        let number = started.map_err(|error| local(&programs.program("postgres"), &error))?;
         let address = Address::at_socket(private.sockets(), PORT);
         Ok(Self { running, number, ended, directory, log, address })
     }
