@@ -16,4 +16,19 @@ pub enum Destination {
 pub struct Directory {
     /// The directory.
     pub path: PathBuf,
+    /// Whether a server is left running in it.
+    pub start: bool,
+    /// The port of that server; none for the one that its configuration names.
+    pub port: Option<u16>,
+    /// The server's program, or the folder that it is in; none to look for it where it usually is.
+    pub program: Option<PathBuf>,
+    /// Where parts of the data go that were kept elsewhere (PostgreSQL: tablespaces, by name, number or folder).
+    pub mapped: Vec<(String, PathBuf)>,
+}
+
+impl Directory {
+    /// A directory in which a server is left running, as it is configured.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), start: true, port: None, program: None, mapped: Vec::new() }
+    }
 }

@@ -229,7 +229,7 @@ impl Engine for Counting {
         _: &Selection,
         destination: &Destination,
     ) -> Outcome<Preview> {
-        let Destination::Directory(Directory { path }) = destination else { return Err(not_here()) };
+        let Destination::Directory(Directory { path, .. }) = destination else { return Err(not_here()) };
         let hindsight_catalog::Cut::Through { order } = &plan.cut else { return Err(not_here()) };
         let point = point(u64::from_str_radix(order, 16).unwrap());
         Ok(Preview {
@@ -334,7 +334,7 @@ async fn another_engine_captures_verifies_and_restores_into_a_directory() -> Res
     let target = engine.find(&cluster, &history(&cluster).await?, &text).await?;
     let refused = propose(&*engine, &repository, &cluster, RestoreRequest::to(target.clone())).await;
     ensure!(refused.is_err(), "it restores into directories alone");
-    let destination = Destination::Directory(Directory { path: folder.path().join("new") });
+    let destination = Destination::Directory(Directory::new(folder.path().join("new")));
     let request = RestoreRequest { destination, ..RestoreRequest::to(target) };
     let proposal = propose(&*engine, &repository, &cluster, request).await?;
     ensure!(proposal.target.is_none() && !proposal.begins_epoch);

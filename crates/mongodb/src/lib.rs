@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn directories_are_refused() {
         let engine = MongoEngine::new("");
-        let refused = engine.accept(&Destination::Directory(Directory { path: "/data".into() })).unwrap_err();
+        let refused = engine.accept(&Destination::Directory(Directory::new("/data"))).unwrap_err();
         assert!(refused.hint.is_some_and(|hint| hint.contains("--target-dir")), "{}", refused.what);
         assert!(engine.accept(&Destination::Connected).is_ok());
     }

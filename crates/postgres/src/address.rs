@@ -125,6 +125,23 @@ impl Address {
         parse::address(text, &|name| std::env::var(name).ok())
     }
 
+    /// A server's socket, whatever the environment says.
+    pub(crate) fn at_socket(folder: PathBuf, port: u16) -> Self {
+        Self {
+            hosts: vec![Host { seat: Seat::Socket(folder), port }],
+            user: "postgres".to_owned(),
+            password: None,
+            database: "postgres".to_owned(),
+            passfile: None,
+            ssl: Ssl { mode: SslMode::Disable, root: None, certificate: None, key: None, folder: None },
+            channel_binding: ChannelBinding::Disable,
+            target: TargetSession::Any,
+            application_name: "hindsight".to_owned(),
+            connect_timeout: Some(Duration::from_secs(60)),
+            options: None,
+        }
+    }
+
     /// The servers to try, in this order.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
@@ -150,6 +167,12 @@ impl Address {
     #[must_use]
     pub fn with_database(&self, database: impl Into<String>) -> Self {
         Self { database: database.into(), ..self.clone() }
+    }
+
+    /// The same as another user.
+    #[must_use]
+    pub(crate) fn with_user(&self, user: &str) -> Self {
+        Self { user: user.to_owned(), ..self.clone() }
     }
 
     /// The same for servers of another role.

@@ -262,7 +262,7 @@ fn the_plan_of_a_restore_under_another_name_into_another_cluster() {
 
 #[test]
 fn the_plan_of_a_restore_into_a_directory() {
-    let directory = hindsight_engine::Directory { path: "/srv/new".into() };
+    let directory = hindsight_engine::Directory::new("/srv/new");
     let request = hindsight_jobs::RestoreRequest {
         destination: hindsight_engine::Destination::Directory(directory),
         ..request(Selection::default())

@@ -384,7 +384,8 @@ pub(crate) mod tests {
         sealed(block)
     }
 
-    fn sealed(mut block: Vec<u8>) -> Vec<u8> {
+    /// The same with its checksum.
+    pub(crate) fn sealed(mut block: Vec<u8>) -> Vec<u8> {
         block[148..156].fill(b' ');
         let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
         block[148..156].copy_from_slice(format!("{sum:07o} ").as_bytes());

@@ -48,6 +48,7 @@ pub async fn open(address: &Address, request: &LogRequest<'_>) -> Result<LogStar
 pub struct Reserved {
     address: Address,
     connection: Connection,
+    system: u64,
     slot: String,
 }
 
@@ -58,9 +59,15 @@ impl Reserved {
     /// The server cannot be reached or refuses.
     pub async fn new(address: &Address) -> Result<Self> {
         let mut connection = Connection::connect(address, Replication::Physical).await?;
+        let system = connection.identify_system().await?.system;
         let slot = slot::passing();
         connection.create_temporary_slot(&slot).await?;
-        Ok(Self { address: address.clone(), connection, slot })
+        Ok(Self { address: address.clone(), connection, system, slot })
+    }
+
+    /// The identifier of the system whose log it is.
+    pub fn system(&self) -> u64 {
+        self.system
     }
 
     /// Follows it from the beginning of the segment on that holds `from`; gives that point too. All of the segment is delivered,

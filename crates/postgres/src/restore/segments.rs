@@ -201,10 +201,58 @@ impl Segments {
         &self.history
     }
 
+    /// The first position that is stored.
+    pub fn start(&self) -> Lsn {
+        self.first
+    }
+
+    /// What it has to be like, on the last of its timelines.
+    pub fn expect(&self) -> Expect {
+        Expect { timeline: self.history.timeline(), ..self.expect }
+    }
+
+    /// Where the log is cut.
+    pub fn cut(&self) -> Lsn {
+        self.cut
+    }
+
+    /// The stored bytes of a part of the log that lies within it, in their order.
+    pub fn stored(&self, part: Range<Lsn>) -> Vec<Piece> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut at = part.start.max(self.first);
+        let from = self.runs.partition_point(|run| run.end <= at);
+        for run in self.runs.iter().skip(from).take_while(|run| run.start < part.end) {
+            let to = run.end.min(part.end);
+            let offset = run.offset + (at.0 - run.start.0);
+            let bytes = offset..offset + (to.0 - at.0);
+            match pieces.last_mut() {
+                Some(Piece::Stored { slice, bytes: before }) if *slice == run.slice && before.end == bytes.start => {
+                    before.end = bytes.end;
+                }
+                _ => pieces.push(Piece::Stored { slice: run.slice, bytes }),
+            }
+            at = to;
+        }
+        pieces
+    }
+
+    /// The segment of a number that a server asks for first: that of the newest timeline that has begun before its end, or
+    /// before the cut (`XLogFileReadAnyTLI`). None from the cut on.
+    pub fn newest(&self, number: u64) -> Option<Segment> {
+        let start = number.checked_mul(self.size)?;
+        let end = start.checked_add(self.size)?.min(self.cut.0);
+        (start < end).then(|| Segment { timeline: self.history.at(Lsn(end - 1)), number })
+    }
+
     /// Says which other timelines there are: a server that ends its recovery takes the first number after its target's that it
     /// gets no history file for (`findNewestTimeLine`), and must not take one of theirs.
     pub fn taken(&mut self, timelines: impl IntoIterator<Item = TimelineId>) {
         self.taken.extend(timelines);
+    }
+
+    /// Those other timelines.
+    pub fn others(&self) -> impl Iterator<Item = TimelineId> + '_ {
+        self.taken.iter().copied()
     }
 
     /// What a server gets that asks for a file.
@@ -236,22 +284,9 @@ impl Segments {
             return None;
         }
         let mut pieces = if start < self.first { self.lead(start) } else { Vec::new() };
-        let mut at = start.max(self.first);
-        let from = self.runs.partition_point(|run| run.end <= at);
-        for run in self.runs.iter().skip(from).take_while(|run| run.start < until) {
-            let to = run.end.min(until);
-            let offset = run.offset + (at.0 - run.start.0);
-            let bytes = offset..offset + (to.0 - at.0);
-            match pieces.last_mut() {
-                Some(Piece::Stored { slice, bytes: before }) if *slice == run.slice && before.end == bytes.start => {
-                    before.end = bytes.end;
-                }
-                _ => pieces.push(Piece::Stored { slice: run.slice, bytes }),
-            }
-            at = to;
-        }
-        if at < end {
-            pieces.push(Piece::Zeros(end.0 - at.0));
+        pieces.extend(self.stored(start..until));
+        if until < end {
+            pieces.push(Piece::Zeros(end.0 - until.0));
         }
         Some(pieces)
     }
@@ -527,6 +562,7 @@ mod tests {
                     }), "{} {}", timeline, number);
                     let Some(pieces) = made else { continue };
                     newest = Some(timeline);
+                    prop_assert!(segments.newest(number).is_none_or(|newest| newest.timeline >= timeline));
                     let bytes: Vec<u8> = pieces.iter().flat_map(|piece| match piece {
                         Piece::Stored { slice, bytes } => {
                             assert!(!bytes.is_empty());
@@ -548,6 +584,7 @@ mod tests {
                 if range.start < log.cut && range.end > log.first {
                     let wanted = full.at(Lsn(range.end.min(log.cut) - 1));
                     prop_assert_eq!(newest, Some(wanted));
+                    prop_assert_eq!(segments.newest(number), Some(Segment { timeline: wanted, number }));
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::Lsn;
 /// Resource managers that are decoded (rmgrlist.h).
 const XLOG: u8 = 0;
 const XACT: u8 = 1;
+const TBLSPC: u8 = 5;
 /// One of which only the kind of a record counts.
 const STANDBY: u8 = 8;
 
@@ -19,10 +20,10 @@ const MANAGER_INFO: u8 = 0xF0;
 /// `XLOG_SWITCH` (pg_control.h).
 const SWITCH: u8 = 0x40;
 
-/// Longer than any name of a prepared transaction (`GIDSIZE`), or anything else that is kept at once.
-const LIMIT: usize = 512;
+/// Longer than the folder of any tablespace (`MAXPGPATH`), or anything else that is kept at once.
+const LIMIT: usize = 1100;
 
-/// What a record is, as far as it is decoded (pg_control.h, xact.h).
+/// What a record is, as far as it is decoded (pg_control.h, xact.h, tablespace.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Checkpoint { shutdown: bool },
@@ -34,6 +35,7 @@ enum Kind {
     Overwrite,
     Prepare,
     Finish { commit: bool, prepared: bool },
+    CreateTablespace,
 }
 
 impl Kind {
@@ -56,6 +58,7 @@ impl Kind {
                 0x40 => Self::Finish { commit: false, prepared: true },
                 _ => return None,
             },
+            (TBLSPC, 0x00) => Self::CreateTablespace,
             _ => return None,
         })
     }
@@ -70,6 +73,8 @@ impl Kind {
             Self::RestorePoint => 72,
             Self::EndOfRecovery | Self::Overwrite => 16,
             Self::Prepare => prepare_len(version),
+            // and more, as long as its folder is
+            Self::CreateTablespace => 5,
         }
     }
 }
@@ -223,6 +228,7 @@ impl Decoder {
                 let wanted = self.kind.wanted(self.version);
                 let fits = u64::from(len) == self.left && len as usize >= wanted;
                 fits.then_some(())?;
+                let wanted = if self.kind == Kind::CreateTablespace { len as usize } else { wanted };
                 self.wants(wanted, Step::Data)
             }
             Step::Data => self.after_data(kept),
@@ -321,6 +327,7 @@ impl Decoder {
                 What::EndOfRecovery { timeline: u32_at(data, 8)?, previous: u32_at(data, 12)?, time: time_at(0)? }
             }
             Kind::Overwrite => What::OverwriteContrecord { overwritten: Lsn(u64_at(data, 0)?), time: time_at(8)? },
+            Kind::CreateTablespace => What::CreateTablespace { oid: u32_at(data, 0)?, location: text(data.get(4..)?)? },
             Kind::Prepare => What::Prepare { xid: u32_at(data, 8)?, gid: self.gid?, time: time_at(16)? },
             Kind::Finish { commit: true, prepared: false } => What::Commit { xid: self.xid, time: time_at(0)? },
             Kind::Finish { commit: false, prepared: false } => What::Abort { xid: self.xid, time: time_at(0)? },

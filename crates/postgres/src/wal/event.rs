@@ -103,6 +103,14 @@ pub enum What {
         /// Where its log begins.
         start: Lsn,
     },
+    /// A tablespace is created: a server that replays it makes itself at home in that very folder, whoever uses it
+    /// (`tblspc_redo`).
+    CreateTablespace {
+        /// Its OID.
+        oid: u32,
+        /// Its folder.
+        location: String,
+    },
     /// A record that a crash broke off is given up.
     OverwriteContrecord {
         /// Where that one begins.
@@ -141,7 +149,10 @@ impl What {
             | Self::Checkpoint(Checkpoint { time, .. })
             | Self::EndOfRecovery { time, .. }
             | Self::OverwriteContrecord { time, .. } => Some(*time),
-            Self::SegmentSwitch | Self::ParameterChange { .. } | Self::BackupEnd { .. } => None,
+            Self::SegmentSwitch
+            | Self::ParameterChange { .. }
+            | Self::BackupEnd { .. }
+            | Self::CreateTablespace { .. } => None,
         }
     }
 }

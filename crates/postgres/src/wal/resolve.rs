@@ -134,6 +134,11 @@ impl Resolver {
         self.found = stop.map(|inclusive| (Stop { lsn: event.span.start, inclusive }, event.clone()));
     }
 
+    /// Whether the target was seen.
+    pub fn is_found(&self) -> bool {
+        self.found.is_some()
+    }
+
     /// Whether no more of the log is needed.
     pub fn is_decided(&self) -> bool {
         self.found.as_ref().is_some_and(|(stop, at)| self.whole || self.is_whole_at(*stop, at.span))

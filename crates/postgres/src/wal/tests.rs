@@ -126,6 +126,8 @@ fn every_record_that_tells_something_is_told() {
     settings[20] = 2;
     add(&mut maker, 0, 0x60, settings, What::ParameterChange { wal_level: WalLevel::Logical });
     add(&mut maker, 0, 0x50, 99_u64.to_le_bytes().to_vec(), What::BackupEnd { start: Lsn(99) });
+    let folder = [16_385_u32.to_le_bytes().to_vec(), b"/mnt/fast\0".to_vec()].concat();
+    add(&mut maker, 5, 0x00, folder, What::CreateTablespace { oid: 16_385, location: "/mnt/fast".to_owned() });
     // not told
     for (manager, info) in [(0, 0x20), (0, 0xB0), (0, 0xE0), (1, 0x50), (1, 0x60), (128, 0)] {
         maker.record(manager, info, 1, &with_len(&[1, 2, 3]));

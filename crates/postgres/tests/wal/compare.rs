@@ -43,11 +43,12 @@ fn described(event: &Event) -> String {
         What::OverwriteContrecord { overwritten, time } => {
             format!("OVERWRITE_CONTRECORD lsn {overwritten}; time {}", shown(*time))
         }
+        What::CreateTablespace { oid, location } => format!("CREATE {oid} \"{location}\""),
         other => panic!("{other:?}"),
     }
 }
 
-const TOLD: [&str; 13] = [
+const TOLD: [&str; 14] = [
     "COMMIT",
     "COMMIT_PREPARED",
     "ABORT",
@@ -61,6 +62,7 @@ const TOLD: [&str; 13] = [
     "PARAMETER_CHANGE",
     "BACKUP_END",
     "OVERWRITE_CONTRECORD",
+    "CREATE",
 ];
 
 /// `field` of a line of pg_waldump, which begins `rmgr: Heap        len (rec/tot):     54/   330, tx:        744, lsn: 0/...`.
@@ -86,7 +88,9 @@ pub fn compare(server: &Postgres, timeline: u32, events: &[Event], reader: &WalR
         *counts.entry(manager.to_owned()).or_default() += 1;
         let lsn: Lsn = field(line, "lsn:").parse().unwrap();
         let description = line.split_once("desc: ").unwrap().1;
-        if ["XLOG", "Transaction"].contains(&manager) && TOLD.contains(&description.split(' ').next().unwrap().trim()) {
+        if ["XLOG", "Transaction", "Tablespace"].contains(&manager)
+            && TOLD.contains(&description.split(' ').next().unwrap().trim())
+        {
             expected.push((lsn, field(line, "tx:").parse::<u32>().unwrap(), description));
         }
         end = Some(lsn);

@@ -113,6 +113,8 @@ async fn work(server: &Postgres) {
 #[tokio::test]
 async fn everything_is_read_as_pg_waldump_reads_it() {
     let server = Postgres::start(options()).await.unwrap();
+    let folder = server.new_folder(&format!("a fast disk {}", "x".repeat(200))).unwrap();
+    run(&server, &[&format!("create tablespace fast location '{}'", folder.display())]).await;
     work(&server).await;
     let expect = expect(&server, 1).await;
     server.stop().await.unwrap();

@@ -1,0 +1,177 @@
+//! How a restored cluster is left: on disk, whole, and with a server that runs, if that is wanted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use hindsight_engine::{Directory, Result};
+
+use super::place::{Place, quoted};
+use super::recover::Facts;
+use super::settings::{self, Standing};
+use crate::base::StoredBase;
+use crate::feed::blocking;
+use crate::server::{Private, Programs, Server};
+
+/// Seconds that a server may take to start, which has nothing to recover.
+const TO_START: u32 = 120;
+/// What a server says that is left running, in its directory.
+const LOG: &str = "server.log";
+
+/// Ends the server that has recovered, and leaves its directory as it is to stay.
+///
+/// # Errors
+/// It does not end cleanly, or something cannot be written.
+pub(super) async fn leave(
+    server: Server,
+    private: Private,
+    place: &Place,
+    base: &StoredBase,
+    directory: &Directory,
+    facts: &Facts,
+) -> Result<()> {
+    server.stop().await?;
+    let (place, base, port, subscribed) = (place.clone(), base.clone(), directory.port, facts.subscriptions > 0);
+    blocking(move || {
+        let configured_outside = Some(&base).filter(|base| base.configured_outside);
+        settings::leave(&private, &Standing { port, subscribed, configured_outside })?;
+        place.sync()?;
+        // Only what is on disk is whole.
+        private.remove()?;
+        place.sync()
+    })
+    .await
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Listening {
+    port: String,
+    sockets: String,
+}
+
+/// Starts the server as it is configured, so that it outlives us.
+///
+/// # Errors
+/// Why it does not start.
+pub(super) async fn start(programs: &Programs, place: &Place) -> Result<std::result::Result<Listening, String>> {
+    let mut command = place.owner().command(&programs.program("pg_ctl"));
+    let log = place.directory().join(LOG);
+    command.current_dir(place.directory()).arg("-D").arg(place.directory()).arg("-l").arg(&log);
+    command.args(["-w", "-t", &TO_START.to_string(), "-s", "start"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let directory = place.directory().to_owned();
+    blocking(move || {
+        if !command.status()?.success() {
+            return Ok(Err(why(&log)));
+        }
+        let text = fs::read_to_string(directory.join("postmaster.pid"))?;
+        let mut lines = text.lines().map(str::to_owned);
+        // LOCK_FILE_LINE_PORT and LOCK_FILE_LINE_SOCKET_DIR (miscadmin.h)
+        let (port, sockets) = (lines.nth(3).unwrap_or_default(), lines.next().unwrap_or_default());
+        Ok(Ok(Listening { port, sockets }))
+    })
+    .await
+}
+
+/// What a server said that did not start.
+fn why(log: &Path) -> String {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    let telling: Vec<&str> = text
+        .lines()
+        .filter_map(|line| {
+            ["FATAL:", "LOG:  could not", "WARNING:"].iter().find_map(|level| line.get(line.find(level)?..))
+        })
+        .collect();
+    match telling.as_slice() {
+        [] => text.lines().last().unwrap_or("it said nothing").to_owned(),
+        [.., before, last] if *before != *last => format!("{before} | {last}"),
+        [.., last] => (*last).to_owned(),
+    }
+}
+
+/// What to do next, a sentence each.
+pub(super) fn next(
+    programs: &Programs,
+    place: &Place,
+    started: Option<&std::result::Result<Listening, String>>,
+    facts: &Facts,
+) -> Vec<String> {
+    let pg_ctl = |what: &str| {
+        let (program, directory) = (quoted(&programs.program("pg_ctl")), quoted(place.directory()));
+        let log: PathBuf = place.directory().join(LOG);
+        let sudo = if place.owner().is_us() { String::new() } else { format!("sudo -u {} ", place.owner().name()) };
+        match what {
+            "start" => format!("{sudo}{program} -D {directory} -l {} start", quoted(&log)),
+            what => format!("{sudo}{program} -D {directory} {what}"),
+        }
+    };
+    let shown = place.directory().display();
+    let mut next = Vec::new();
+    match started {
+        Some(Ok(Listening { port, sockets })) => {
+            let folder = if sockets.is_empty() { String::new() } else { format!(", and its socket is in {sockets}") };
+            next.push(format!(
+                "a server runs in {shown}: it listens on port {port}{folder}; end it with: {}",
+                pg_ctl("stop")
+            ));
+        }
+        Some(Err(why)) => {
+            let taken = why.contains("Address already in use") || why.contains("already exists");
+            let remedy = if taken {
+                format!("set another port in {shown}/postgresql.auto.conf")
+            } else {
+                format!("correct {shown}/postgresql.conf")
+            };
+            next.push(format!(
+                "the data are restored and were looked at, but the server does not start as it is configured: {why}; {remedy}, \
+                 and start it with: {}",
+                pg_ctl("start")
+            ));
+        }
+        None => next.push(format!("it is ready to start: {}", pg_ctl("start"))),
+    }
+    next.push(
+        "archiving, replication and synchronous standbys are switched off in it: before it takes the place of its source, \
+         ALTER SYSTEM RESET archive_mode, primary_conninfo, synchronous_standby_names as needed, and restart it"
+            .to_owned(),
+    );
+    if facts.subscriptions > 0 {
+        next.push(
+            "its subscriptions are held back, as its source goes on with them: once they are this server's, ALTER SYSTEM RESET \
+             max_logical_replication_workers, and restart it"
+                .to_owned(),
+        );
+    }
+    if facts.prepared > 0 {
+        next.push(format!(
+            "{} prepared transactions wait in it: see pg_prepared_xacts, and COMMIT PREPARED or ROLLBACK PREPARED each",
+            facts.prepared
+        ));
+    }
+    next.push("it is not protected yet: back it up under a name of its own".to_owned());
+    next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_a_server_from_starting_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let told = |text: &str| {
+            fs::write(&log, text).unwrap();
+            why(&log)
+        };
+        let text = "2026-01-01 UTC [7] LOG:  starting\n2026-01-01 UTC [7] LOG:  could not bind IPv4 address \"127.0.0.1\": Address \
+                    already in use\nHINT:  x\n2026-01-01 UTC [7] FATAL:  could not create any TCP/IP sockets\n";
+        assert_eq!(
+            told(text),
+            "LOG:  could not bind IPv4 address \"127.0.0.1\": Address already in use | FATAL:  could not create any TCP/IP \
+             sockets"
+        );
+        assert_eq!(told("odd\n"), "odd");
+        assert_eq!(told(""), "it said nothing");
+    }
+}

@@ -1,0 +1,278 @@
+//! Everything that is checked and told before a restore touches anything.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hindsight_catalog::{Cut, RestorePlan};
+use hindsight_engine::{Destination, Directory, EngineError, FailureKind, Preview, Result, Selection};
+use hindsight_format::{ClusterIdentity, format_time};
+use hindsight_repository::{ClusterRepository, host_name};
+
+use super::log::{StoredLog, unknown_version};
+use super::place::Place;
+use super::reach::{Found, resolve};
+use super::unpack::{self, Part};
+use crate::base::StoredBase;
+use crate::feed::blocking;
+use crate::server::Programs;
+use crate::{Lsn, NAME};
+
+/// Bytes of a base that are unpacked in a second, and bytes of log that a server replays, for an estimate.
+const UNPACKED: u64 = 150 << 20;
+const REPLAYED: u64 = 50 << 20;
+/// Log that lies beside the data while it is replayed: what is kept from one checkpoint to the next (`max_wal_size`), and
+/// what is built ahead.
+const LOG_ROOM: u64 = 2 << 30;
+/// Room for what servers write besides.
+const SPARE: u64 = 64 << 20;
+
+/// Refuses to restore into a server that runs.
+///
+/// # Errors
+/// It is none that a base can be unpacked into.
+pub fn accept(destination: &Destination) -> Result<()> {
+    directory(destination).map(drop)
+}
+
+pub(super) fn directory(destination: &Destination) -> Result<&Directory> {
+    match destination {
+        Destination::Directory(directory) => Ok(directory),
+        Destination::Connected => Err(EngineError::new(
+            FailureKind::Unsupported,
+            "PostgreSQL is restored into a new directory, not into a server that runs",
+        )
+        .hint("name a directory on this machine with --target-dir, and leave --uri out")),
+    }
+}
+
+/// What a restore needs on this machine.
+#[derive(Clone, Debug)]
+pub(super) struct Ready {
+    pub(super) base: StoredBase,
+    pub(super) programs: Programs,
+    pub(super) place: Place,
+    pub(super) parts: Vec<Part>,
+}
+
+impl Ready {
+    /// Looks for it, and refuses what will not do.
+    pub(super) async fn of(
+        source: &ClusterRepository,
+        plan: &RestorePlan,
+        selection: &Selection,
+        destination: &Destination,
+    ) -> Result<Self> {
+        let directory = directory(destination)?.clone();
+        if !selection.is_all() {
+            return Err(EngineError::new(
+                FailureKind::Unsupported,
+                format!("PostgreSQL is restored as a whole: {} alone cannot be", selection.patterns().join(", ")),
+            )
+            .hint("restore all of it into a directory, and take what you need out of that server with pg_dump -t"));
+        }
+        let base = StoredBase::load(source, &plan.base).await?;
+        if base.expect(1).is_none() {
+            return Err(unknown_version(&base));
+        }
+        let parts = unpack::parts(&plan.base)?;
+        let stored = base.clone();
+        let (programs, place) = blocking(move || {
+            let programs = Programs::find(directory.program.as_deref(), stored.major)?;
+            require_libraries(&programs, &stored)?;
+            let place = Place::of(&directory, &stored)?;
+            require_port(directory.port)?;
+            require_us(&place)?;
+            Ok((programs, place))
+        })
+        .await?;
+        Ok(Self { base, programs, place, parts })
+    }
+
+    /// Makes sure that the data, and the log beside them, fit where they go.
+    pub(super) async fn require_room(&self, cut: Lsn) -> Result<()> {
+        let mut others: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut main = cut.since(self.base.start).unwrap_or(0).min(LOG_ROOM).saturating_add(SPARE);
+        for part in &self.parts {
+            let sum = part.tablespace.map_or(&mut main, |oid| others.entry(oid).or_default());
+            *sum = sum.saturating_add(part.raw_bytes());
+        }
+        let place = self.place.clone();
+        blocking(move || place.require_room(main, &others)).await
+    }
+}
+
+/// Looks at plan and destination, changing nothing.
+///
+/// # Errors
+/// What stands in the way.
+pub async fn prepare(
+    source: &ClusterRepository,
+    plan: &RestorePlan,
+    selection: &Selection,
+    destination: &Destination,
+) -> Result<Preview> {
+    let ready = Ready::of(source, plan, selection, destination).await?;
+    let Ready { base, programs, place, parts } = &ready;
+    // Every footer is read: what is missing or cut short is found before, not after.
+    unpack::open(source, &plan.base.id, parts).await?;
+    let log = Arc::new(StoredLog::of(source, plan, base, None).await?);
+    let found = resolve(&log, plan, base).await?;
+    ready.require_room(found.cut).await?;
+    let shown = place.directory().display();
+    let log_bytes = found.cut.since(base.start).unwrap_or(0);
+    Ok(Preview {
+        into: ClusterIdentity {
+            engine: NAME.to_owned(),
+            id: format!("{}@{}:{shown}", base.system_identifier, host_name()),
+        },
+        into_hosts: format!("{}:{shown}", host_name()),
+        into_version: programs.version().to_owned(),
+        in_place: false,
+        existing: Vec::new(),
+        notes: notes(plan, &ready, &found),
+        reaches: Some(found.reached),
+        estimated_secs: Some(1 + plan.base.totals.raw_bytes / UNPACKED + log_bytes / REPLAYED),
+    })
+}
+
+/// What must be known beforehand.
+fn notes(plan: &RestorePlan, ready: &Ready, found: &Found) -> Vec<String> {
+    let Ready { base, programs, place, .. } = ready;
+    let mut notes = vec![format!("the server will run as {}", place.owner().name())];
+    notes.push(
+        "it becomes a copy that does not meddle with its source: archiving, replication and synchronous standbys are switched \
+         off in its postgresql.auto.conf"
+            .to_owned(),
+    );
+    if let (Cut::Before(time), overtaken @ 1..) = (&plan.cut, found.overtaken) {
+        let what = if overtaken == 1 { "1 transaction is".to_owned() } else { format!("{overtaken} transactions are") };
+        notes.push(format!(
+            "{what} left out although committed before {}: in the log they come after one that was committed later",
+            format_time(*time)
+        ));
+    }
+    for space in place.tablespaces() {
+        notes.push(format!("the tablespace {} goes to {}", space.name, space.folder.display()));
+    }
+    if base.configured_outside {
+        notes.push(
+            "the configuration of the source lies outside of its data directory and was not stored: the new server gets a \
+             minimal one, that lets in local users alone"
+                .to_owned(),
+        );
+    }
+    if programs.are_older_than(&base.server_version) {
+        notes.push(format!(
+            "the programs are of {}, older than the {} of the source: what was fixed since is not",
+            programs.version(),
+            base.server_version
+        ));
+    }
+    notes.push("replication slots are not in a base, and unlogged tables come back empty".to_owned());
+    notes
+}
+
+/// Libraries that the source loads must be here too: records of extensions cannot be replayed without them.
+fn require_libraries(programs: &Programs, base: &StoredBase) -> Result<()> {
+    let Some(wanted) = base.settings.get("shared_preload_libraries") else { return Ok(()) };
+    let Some(folder) = programs.libraries() else { return Ok(()) };
+    let missing = libraries(wanted).into_iter().find(|library| !is_there(&folder, library));
+    match missing {
+        None => Ok(()),
+        Some(library) => Err(EngineError::new(
+            FailureKind::Unsupported,
+            format!("the source loads {library:?} (shared_preload_libraries), which is not in {}", folder.display()),
+        )
+        .hint("install that extension for this version of PostgreSQL")),
+    }
+}
+
+fn is_there(folder: &Path, library: &str) -> bool {
+    let path = match library.strip_prefix("$libdir/") {
+        Some(rest) => folder.join(rest),
+        None => folder.join(library),
+    };
+    // An absolute path stays one.
+    let mut with_ending = path.clone().into_os_string();
+    with_ending.push(".so");
+    path.is_file() || PathBuf::from(with_ending).is_file()
+}
+
+/// The names in a list such as `pg_stat_statements, "my lib"`.
+fn libraries(list: &str) -> Vec<String> {
+    let (mut names, mut name, mut quoted) = (Vec::new(), String::new(), false);
+    for c in list.chars().chain([',']) {
+        match c {
+            '"' => quoted = !quoted,
+            ',' if !quoted => {
+                let whole = std::mem::take(&mut name);
+                names.extend(Some(whole.trim().to_owned()).filter(|name| !name.is_empty()));
+            }
+            c => name.push(c),
+        }
+    }
+    names
+}
+
+/// A port that was asked for has to be free.
+fn require_port(port: Option<u16>) -> Result<()> {
+    let Some(port) = port else { return Ok(()) };
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(EngineError::new(FailureKind::Unsupported, format!("the port {port} cannot be used: {error}"))
+                .hint("name another one with --port"))
+        }
+    }
+}
+
+/// The server runs this program to ask for its log.
+fn require_us(place: &Place) -> Result<()> {
+    let owner = place.owner();
+    let program = std::env::current_exe()?;
+    if owner.is_us() || owner.can(&program, "-x")? {
+        return Ok(());
+    }
+    let what = format!("{} cannot run {}, which its server asks for the log", owner.name(), program.display());
+    Err(EngineError::new(FailureKind::Unsupported, what)
+        .hint("put the program where everybody can run it, such as /usr/local/bin"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::restore::settings::tests::base;
+
+    #[test]
+    fn lists_of_libraries_are_read_as_servers_read_them() {
+        let names = libraries("pg_stat_statements, \"my, lib\" ,, $libdir/auto_explain");
+        assert_eq!(names, ["pg_stat_statements", "my, lib", "$libdir/auto_explain"]);
+        assert!(libraries("").is_empty());
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.so"), "").unwrap();
+        let absolute = folder.path().join("a").display().to_string();
+        for (library, there) in
+            [("a", true), ("a.so", true), ("$libdir/a", true), (absolute.as_str(), true), ("b", false)]
+        {
+            assert_eq!(is_there(folder.path(), library), there, "{library}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_to_say_instead() {
+        let refused = accept(&Destination::Connected).unwrap_err();
+        assert!(refused.hint.unwrap().contains("--target-dir"));
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let refused = require_port(Some(taken.local_addr().unwrap().port())).unwrap_err();
+        assert!(refused.hint.unwrap().contains("--port"));
+        let mut base = base();
+        base.settings.insert("shared_preload_libraries".to_owned(), "no_such_library".to_owned());
+        let programs = Programs::find(None, 15);
+        // Where there is no such version, that is refused first.
+        if let Ok(programs) = programs {
+            assert!(require_libraries(&programs, &base).unwrap_err().what.contains("no_such_library"));
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Servers that are started here: their programs, as whom they run, how they are watched and ended.
+
+mod owner;
+mod private;
+mod process;
+mod programs;
+
+use std::io;
+use std::path::Path;
+
+use hindsight_engine::{EngineError, FailureKind};
+
+pub(crate) use owner::{Owner, user_named};
+pub(crate) use private::{PRIVATE, Private};
+pub(crate) use process::Server;
+pub(crate) use programs::{Programs, major};
+
+/// What programs get of the environment, which otherwise holds what opens databases and stores.
+pub(crate) const VARIABLES: [&str; 5] = ["PATH", "HOME", "TMPDIR", "TZ", "LD_LIBRARY_PATH"];
+
+/// A failure of this machine, with the file that it is about.
+pub(crate) fn local(path: &Path, error: &io::Error) -> EngineError {
+    EngineError::new(FailureKind::Local, format!("{}: {error}", path.display()))
+}
