@@ -4,15 +4,20 @@
 # rustup's folder, for shells that were opened before it was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo build test torture damage crash faults away fuzz bench lint fmt deny test-matrix
+.PHONY: help demo demo-postgres build test torture damage crash faults away fuzz bench lint fmt deny test-matrix
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: ## loses the data of a real replica set, and brings them back as they were a second before
+demo: ## loses the data of a real MongoDB replica set, and brings them back as they were a second before
 	@scripts/setup.sh
 	cargo build --release -p hindsight -p hindsight-demo
 	@$${CARGO_TARGET_DIR:-target}/release/hindsight-demo
+
+demo-postgres: ## the same on PostgreSQL, into a new cluster
+	@scripts/setup.sh
+	cargo build --release -p hindsight -p hindsight-demo
+	@$${CARGO_TARGET_DIR:-target}/release/hindsight-demo postgres
 
 build: ## the program: target/release/hindsight
 	@scripts/setup.sh build

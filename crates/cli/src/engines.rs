@@ -1,10 +1,13 @@
 //! The one place that picks an engine.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use hindsight_engine::{Engine, Words};
 use hindsight_mongodb::MongoEngine;
+use hindsight_postgres::PostgresEngine;
 
 use crate::exit::{Exit, Failure};
 use crate::uri::DatabaseUri;
@@ -17,21 +20,50 @@ struct Known {
     schemes: &'static str,
     /// What they look like.
     shape: &'static str,
-    /// The environment variable that names its server's program.
+    /// The environment variable that names its server's program, or the folder of that.
     program: &'static str,
+    /// What a server of its runs during a restore.
+    helper: Option<Helper>,
     accepts: fn(&str) -> bool,
     /// An engine for a connection string; without one it can only be asked about what is stored.
     new: fn(&str) -> Arc<dyn Engine>,
 }
 
-const ALL: [Known; 1] = [Known {
-    name: hindsight_mongodb::NAME,
-    schemes: "mongodb:// or mongodb+srv://",
-    shape: "mongodb://user:password@host:27017/?replicaSet=rs0",
-    program: "HINDSIGHT_MONGOD",
-    accepts: MongoEngine::accepts,
-    new: |uri| Arc::new(MongoEngine::new(uri)),
-}];
+/// A verb that is no verb of people: a server runs it again and again, to ask a restore for something. It has no settings,
+/// no help, and no runtime.
+struct Helper {
+    verb: &'static str,
+    /// Takes what follows the verb; gives the exit code.
+    run: fn(&[OsString]) -> ExitCode,
+}
+
+const ALL: [Known; 2] = [
+    Known {
+        name: hindsight_mongodb::NAME,
+        schemes: "mongodb:// or mongodb+srv://",
+        shape: "mongodb://user:password@host:27017/?replicaSet=rs0",
+        program: "HINDSIGHT_MONGOD",
+        helper: None,
+        accepts: MongoEngine::accepts,
+        new: |uri| Arc::new(MongoEngine::new(uri)),
+    },
+    Known {
+        name: hindsight_postgres::NAME,
+        schemes: "postgresql:// or postgres://",
+        shape: "postgresql://user:password@host:5432/",
+        program: "HINDSIGHT_PG_BIN",
+        helper: Some(Helper { verb: hindsight_postgres::HELPER, run: hindsight_postgres::help }),
+        accepts: PostgresEngine::accepts,
+        new: |uri| Arc::new(PostgresEngine::new(uri)),
+    },
+];
+
+/// Does what a server asks for, if it was that which started the program; gives the exit code.
+pub(crate) fn help(arguments: &[OsString]) -> Option<ExitCode> {
+    let (verb, rest) = arguments.get(1..)?.split_first()?;
+    let helper = ALL.iter().filter_map(|known| known.helper.as_ref()).find(|helper| *verb == *helper.verb)?;
+    Some((helper.run)(rest))
+}
 
 /// Names of all engines, as they are stored.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {

@@ -22,7 +22,7 @@ mod stop;
 mod text;
 mod uri;
 
-use std::process::exit;
+use std::process::{ExitCode, exit};
 
 use hindsight_jobs::Journal;
 use rustix::fs::Mode;
@@ -38,7 +38,11 @@ use crate::output::Output;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-fn main() {
+fn main() -> ExitCode {
+    let started: Vec<_> = std::env::args_os().collect();
+    if let Some(code) = engines::help(&started) {
+        return code;
+    }
     // What is written holds what the databases hold: nobody else reads it.
     let private = Mode::RWXG | Mode::RWXO;
     umask(umask(private) | private);

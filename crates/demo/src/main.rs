@@ -1,26 +1,23 @@
-//! The demo: a shop on a real replica set loses its data, and gets them back as they were a second before.
+//! The demo: a shop on a real database loses its data, and gets them back as they were a second before.
 //!
-//! Everything is real: three mongod, the `hindsight` program beside this one, and what it prints. The story is told as a
+//! Everything is real: the servers, the `hindsight` program beside this one, and what it prints. The story is told as a
 //! session in a shell: `#` begins what happens, `$` what is typed. It ends with a proof, or with exit code 1.
+//!
+//! Without an argument it is played on a replica set of MongoDB, with `postgres` on PostgreSQL.
 
-mod proof;
-mod shop;
+mod postgres;
+mod replica_set;
 mod stage;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use hindsight_testkit::ReplicaSet;
+use anyhow::{Result, bail};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use proof::State;
-use shop::Shop;
-use stage::{Stage, narrate, say};
-
-/// How long the agent may take to store what has just happened, and to begin anew after the restore.
+/// How long the agent may take to store what has just happened, and to begin anew after a restore.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 #[tokio::main(flavor = "current_thread")]
@@ -40,75 +37,11 @@ async fn main() -> ExitCode {
 
 /// The play. The servers, the agent and all files are gone when this has returned or is dropped.
 async fn play() -> Result<()> {
-    let begun = Instant::now();
-    narrate("A replica set of three members, with the data of a small shop.")?;
-    let set = ReplicaSet::builder().members(3).start().await.context("starting the replica set")?;
-    let client = set.client().await?;
-    let shop = Shop::open(&client).await?;
-    let stage = Stage::new(&set.uri())?;
-    say(&shop.counts().await?)?;
-
-    narrate(
-        "It is protected by a snapshot, and by the log of everything that happens from then on.\n\
-         Both are kept in the default repository, a folder in the user's data directory.",
-    )?;
-    stage.export()?;
-    stage.run(&["backup"]).await?;
-    stage.run(&["config", "--set", "pitr.enabled=true"]).await?;
-    let mut agent = stage.start_agent()?;
-
-    narrate("Business goes on: orders are placed in transactions, customers move.")?;
-    shop.trade(Duration::from_secs(6)).await?;
-    say(&shop.counts().await?)?;
-
-    narrate("A pause, for the proof: the server's hash of all that is there now.")?;
-    let before = State::read(&client).await?;
-    before.show()?;
-    // Nothing happens in the second that will be restored: all that was hashed is older, the disaster is younger.
-    let moment = next_second(before.last_write).await;
-    next_second(moment).await;
-
-    let disaster = shop.disaster().await?;
-    ensure!(before.last_write < moment && moment < disaster, "the clock was set back meanwhile: start the demo again");
-    narrate(&format!(
-        "{}: a script meant for the test environment deletes all customers and drops the orders.\n\
-         The shop does not notice at once, and writes into the ruins.",
-        time(disaster)?
-    ))?;
-    shop.go_on_in_the_ruins().await?;
-    say(&shop.counts().await?)?;
-
-    let moment = time(moment)?;
-    narrate("What can be restored? The agent stores what it has read every 5 s.")?;
-    let plan = ["restore", "--time", &moment, "--dry-run"];
-    stage.wait_for(&plan, PATIENCE, |_| true).await?;
-    agent.check()?;
-    stage.run(&["list"]).await?;
-    narrate("The second before the disaster can. First a look at what would be done, which changes nothing:")?;
-    stage.run(&plan).await?;
-    narrate("Then for real. The agent still runs: it steps aside while the data are replaced.")?;
-    stage.run(&["restore", "--time", &moment, "-y"]).await?;
-
-    narrate(&format!("Is this what the shop held at {moment}, all of it and nothing else?"))?;
-    say(&shop.counts().await?)?;
-    let after = State::read(&client).await?;
-    after.show()?;
-    let differences = before.differences(&after);
-    if !differences.is_empty() {
-        bail!("not restored, this differs:\n{}", differences.join("\n"));
+    match std::env::args().nth(1).as_deref() {
+        None => replica_set::play().await,
+        Some("postgres") => postgres::play().await,
+        Some(other) => bail!("there is no demo {other:?}, only \"postgres\", or none for MongoDB"),
     }
-    narrate("Proof: the hashes are equal, and so is every option, index and user.")?;
-
-    narrate(
-        "Business goes on, and so does protection: a new history begins,\n\
-         with a snapshot of what was restored that nobody had to ask for.",
-    )?;
-    shop.trade(Duration::from_secs(2)).await?;
-    agent.check()?;
-    stage.wait_for(&["list"], PATIENCE, |text| text.contains(", epoch 2)")).await?;
-    stage.run(&["list"]).await?;
-    agent.stop().await?;
-    say(&format!("\n# Done in {} s. Servers and files are removed.", begun.elapsed().as_secs()))
 }
 
 /// Waits until the clock shows a later second than `than`, and gives that second.

@@ -97,6 +97,11 @@ pub trait Engine: Send + Sync {
         options: &RestoreOptions,
     ) -> Result<Restored>;
 
+    /// Refuses, saying why, where the log can only be applied as a part of a restore. Needs no database.
+    fn accept_replay(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Applies a stretch of the log on top of what the database holds. `scratch` takes what does not fit in
     /// memory.
     async fn replay(&self, job: &Job, stretch: &Stretch, scratch: std::path::PathBuf) -> Result<ReplayTotals>;

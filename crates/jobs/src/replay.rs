@@ -52,6 +52,7 @@ pub async fn propose_replay(
     from: &Target,
     to: &Target,
 ) -> Result<Replay> {
+    engine.accept_replay()?;
     let stretch = stretch(&history(source).await?, from, to)?;
     require_open_slices(source, stretch.slices.iter()).await?;
     let into = engine.probe().await?;

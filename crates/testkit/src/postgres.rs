@@ -1,5 +1,9 @@
 //! One PostgreSQL server.
 
+mod session;
+mod state;
+mod workload;
+
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -15,6 +19,9 @@ use tokio::time::sleep;
 use crate::mongod::Port;
 use crate::spawner;
 use crate::tls::Certificates;
+
+pub use state::{PgDatabase, PgState};
+pub use workload::{PgCounts, PgPaused, PgWorkload, PgWorkloadOptions};
 
 /// How long a server may take to start, or to end. Generous: machines that run tests are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -234,7 +241,15 @@ impl Postgres {
     /// # Errors
     /// One of them fails.
     pub async fn sql(&self, statements: &str) -> Result<String> {
-        let mut psql = self.program("psql");
+        self.sql_in("postgres", statements).await
+    }
+
+    /// The same in another database.
+    ///
+    /// # Errors
+    /// One of them fails.
+    pub async fn sql_in(&self, database: &str, statements: &str) -> Result<String> {
+        let mut psql = self.program_in("psql", database);
         psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", statements]);
         Ok(said(psql).await?.trim_end().to_owned())
     }
@@ -244,6 +259,13 @@ impl Postgres {
         let mut command = Command::new(self.programs.join(name));
         command.env("PGHOST", self.socket_folder()).env("PGPORT", self.port().to_string());
         command.env("PGUSER", "postgres").env("PGDATABASE", "postgres").stdin(Stdio::null());
+        command
+    }
+
+    /// The same in another database.
+    pub(crate) fn program_in(&self, name: &str, database: &str) -> Command {
+        let mut command = self.program(name);
+        command.env("PGDATABASE", database);
         command
     }
 
@@ -295,6 +317,34 @@ impl Postgres {
             own(&self.data_dir(), owner)?;
         }
         self.run().await
+    }
+
+    /// Ends a server that somebody else has started on this data directory, as a crash would. Nothing happens if none runs.
+    ///
+    /// # Errors
+    /// When it doesn't end within a minute.
+    pub async fn end_of_others(&self) -> Result<()> {
+        let begun = Instant::now();
+        while self.signal_other(Signal::QUIT) {
+            if begun.elapsed() > PATIENCE {
+                bail!("the server in {} does not end", self.data_dir().display());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to a server that somebody else has started on this data directory; says whether there is one.
+    fn signal_other(&self, signal: Signal) -> bool {
+        // The first line is its number; the second one the directory, in case the number is another's now.
+        let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).unwrap_or_default();
+        let mut lines = text.lines();
+        let pid = lines.next().and_then(|line| Pid::from_raw(line.trim().parse().ok()?));
+        let own = self.child().as_ref().map(Pid::from_child);
+        match pid.filter(|pid| Some(*pid) != own && lines.next().is_some_and(|at| Path::new(at) == self.data_dir())) {
+            Some(pid) => kill_process(pid, signal).is_ok(),
+            None => false,
+        }
     }
 
     async fn end(&self, signal: Signal) -> Result<()> {
@@ -402,6 +452,9 @@ impl Drop for Postgres {
             std::thread::sleep(Duration::from_millis(10));
         }
         self.kill9();
+        while self.signal_other(Signal::QUIT) && begun.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

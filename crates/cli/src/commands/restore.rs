@@ -1,6 +1,6 @@
 //! `restore`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::confirm::confirm;
 use super::stored_cluster;
 use crate::cluster::{connect, engine_of, nothing_stored, to_restore};
 use crate::context::Context;
+use crate::engines;
 use crate::exit::Failure;
 use crate::output::Report;
 use crate::progress;
@@ -39,7 +40,8 @@ use crate::text;
     hindsight restore 2021-02-03T08:08:36Z\n  \
     hindsight restore --time 2021-02-07T02:59:59 --ns shop.orders\n  \
     hindsight restore --time 2021-02-07T02:59:59 --ns-from shop.orders --ns-to shop.orders_then\n  \
-    hindsight restore --time latest --cluster shop --uri 'mongodb://new1/?replicaSet=rs1'")]
+    hindsight restore --time latest --cluster shop --uri 'mongodb://new1/?replicaSet=rs1'\n  \
+    hindsight restore --time 2021-02-07T02:59:59 --target-dir /srv/postgresql/before --port 5433")]
 pub(crate) struct Args {
     /// The snapshot to restore as it is
     #[arg(value_name = "NAME")]
@@ -62,6 +64,18 @@ pub(crate) struct Args {
     /// Restore into a new cluster in this directory, where the kind of database allows that; needs no connection
     #[arg(long, value_name = "DIR")]
     target_dir: Option<PathBuf>,
+    /// Make the new cluster ready, but leave no server running in it
+    #[arg(long, requires = "target_dir")]
+    no_start: bool,
+    /// Port of the server in it [default: the one that its configuration names]
+    #[arg(long, value_name = "N", requires = "target_dir", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// The server's program, or the folder that it is in [env: HINDSIGHT_PG_BIN for PostgreSQL; default: where it usually is]
+    #[arg(long, value_name = "PATH", requires = "target_dir")]
+    program: Option<PathBuf>,
+    /// Where a part of the data goes that was kept elsewhere, such as a tablespace, by name; may be given several times
+    #[arg(long, alias = "tablespace-map", value_name = "NAME=DIR", requires = "target_dir", value_parser = mapping)]
+    map: Vec<(String, PathBuf)>,
     /// Connections that insert at the same time, 0 chooses [default: restore.numInsertionWorkers]
     #[arg(long, value_name = "N", visible_alias = "parallel", alias = "num-parallel-collections", value_parser = clap::value_parser!(u32).range(0..=64))]
     num_insertion_workers_per_collection: Option<u32>,
@@ -105,15 +119,15 @@ impl Point {
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let selection = Selection::from_flags(&args.ns, args.ns_from.as_deref(), args.ns_to.as_deref())?;
-    let (engine, point, source) = match &args.target_dir {
+    let Asked { engine, point, source, destination } = match &args.target_dir {
         None => args.connected(context).await?,
-        Some(_) => args.offline(context).await?,
+        Some(path) => args.offline(path, context).await?,
     };
     let request = RestoreRequest {
         target: context.unless_stopped(point.find(&*engine, &source)).await?,
         base: args.base_snapshot.clone(),
         selection,
-        destination: args.destination(),
+        destination,
         parallel: args.num_insertion_workers_per_collection,
         rate_limit: args.rate_limit,
         skip_check: args.skip_check,
@@ -134,33 +148,51 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     context.out.print(&Restored { plan, restore, warnings, next, done })
 }
 
-impl Args {
-    fn destination(&self) -> Destination {
-        match &self.target_dir {
-            None => Destination::Connected,
-            Some(path) => Destination::Directory(Directory::new(path)),
-        }
-    }
+/// What a restore is asked of, and of whom.
+struct Asked {
+    engine: Arc<dyn Engine>,
+    point: Point,
+    source: ClusterRepository,
+    destination: Destination,
+}
 
+fn mapping(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        _ => Err("write NAME=DIR".to_owned()),
+    }
+}
+
+impl Args {
     /// Into a database that runs.
-    async fn connected(&self, context: &Context) -> Result<(Arc<dyn Engine>, Point, ClusterRepository), Failure> {
-        let engine = context.engine()?;
+    async fn connected(&self, context: &Context) -> Result<Asked, Failure> {
+        let (engine, destination) = (context.engine()?, Destination::Connected);
+        engine.accept(&destination)?;
         let point = self.point(&*engine, context.program)?;
         let connected = connect(context).await?;
         let repository = context.repository().await?.ok_or_else(nothing_stored)?;
         let repository = context.unlocked(&repository).await?;
         let source = to_restore(context, &repository, &connected.probe.identity).await?;
-        Ok((engine, point, source))
+        Ok(Asked { engine, point, source, destination })
     }
 
     /// Into something new: what is stored says which engine it takes.
-    async fn offline(&self, context: &Context) -> Result<(Arc<dyn Engine>, Point, ClusterRepository), Failure> {
+    async fn offline(&self, path: &Path, context: &Context) -> Result<Asked, Failure> {
         let source = context.unless_stopped(stored_cluster(context)).await?;
         let engine = context.unless_stopped(engine_of(&source)).await?;
-        engine.accept(&self.destination())?;
+        let name = source.descriptor().await?.map(|own| own.identity.engine).unwrap_or_default();
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let destination = Destination::Directory(Directory {
+            path: absolute(path),
+            start: !self.no_start,
+            port: self.port,
+            program: engines::program(&name, self.program.as_deref()),
+            mapped: self.map.iter().map(|(name, path)| (name.clone(), absolute(path))).collect(),
+        });
+        engine.accept(&destination)?;
         let point = self.point(&*engine, context.program)?;
         let source = context.unlocked(source.repository()).await?.cluster(source.name())?;
-        Ok((engine, point, source))
+        Ok(Asked { engine, point, source, destination })
     }
 
     fn point(&self, engine: &dyn Engine, program: &str) -> Result<Point, Failure> {
@@ -229,6 +261,10 @@ async fn with_consequences(failure: Failure, since: Timestamp, proposal: &Propos
         None => failure,
         Some(record) if !record.touched => failure.also("nothing was changed in the target"),
         Some(record) if record.state == RestoreState::Success => failure,
+        Some(record) if matches!(proposal.request.destination, Destination::Directory(_)) => failure.also(&format!(
+            "the new cluster in {} is not whole: remove what is there, and restore again (see `{program} describe-restore {}`)",
+            record.into_hosts, record.id
+        )),
         Some(record) => failure.also(&format!(
             "the target is now half restored, and its data are not whole until a restore has succeeded: \
              run `{program} restore` again (see `{program} describe-restore {}`)",

@@ -43,7 +43,8 @@ pub(crate) struct Args {
     /// The restore point of the drill: a time, a position, or `latest` [default: the end of the snapshot, or latest]
     #[arg(long, value_name = "T", requires = "drill")]
     time: Option<String>,
-    /// The server's program for the drill [env: HINDSIGHT_MONGOD; default: the one in PATH]
+    /// The server's program for the drill, or the folder that it is in [env: HINDSIGHT_MONGOD or HINDSIGHT_PG_BIN, by the
+    /// kind of database; default: where it usually is]
     #[arg(long, alias = "mongod", value_name = "PATH", requires = "drill")]
     program: Option<PathBuf>,
 }

@@ -1,19 +1,32 @@
-//! A base backup, from the bytes that a server sends to what is wrong with them. No I/O.
+//! Base backups: taking one, what is kept of it, and checking that.
 //!
 //! [`TarReader`] takes its archives apart, [`BackupManifest`] is the server's own list of what is in them, and a
-//! [`Verifier`] compares the two, and looks at the pages of relations if it is asked to.
+//! [`Verifier`] compares the two, and looks at the pages of relations if it is asked to; these do no I/O. [`take`] stores
+//! a backup that it verifies while it comes, and [`SnapshotCheck`] verifies what is stored.
 
+mod check;
 mod checksum;
+mod contents;
+mod copy;
+mod cut;
+mod damage;
+mod look;
 mod manifest;
+mod own_log;
 mod page;
+mod source;
 mod stored;
+mod take;
 mod tar;
 mod verify;
 
+pub use check::SnapshotCheck;
 pub use checksum::{Checksum, Checksummer};
+pub use contents::describe;
 pub use manifest::{BackupManifest, Expected, ManifestError, ManifestReader, WalRange};
 pub use page::{PageProblem, PageSizes, page_checksum};
 pub use stored::{StoredBase, StoredDatabase, StoredTablespace};
+pub use take::take;
 #[cfg(test)]
 pub(crate) use tar::tests as tar_tests;
 pub use tar::{BLOCK, TarError, TarEvent, TarHeader, TarKind, TarProblem, TarReader};

@@ -2,16 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use hindsight_engine::{EngineError, Job, Result, SnapshotRequest};
+use hindsight_engine::{EngineError, FailureKind, Job, Result, SnapshotRequest};
 use hindsight_format::{ObjectKind, ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, encode_frame};
 use serde::{Deserialize, Serialize};
 
+use super::manifest::{BackupManifest, ManifestReader};
 use crate::wal::{Expect, History, SegmentSize, Version};
 use crate::{Lsn, TimelineId};
 
 /// Name of the object in the snapshot's folder.
 const NAME: &str = "catalog.json.zst";
+/// Name of the one with the server's own manifest, as the server sent it.
+pub(super) const BACKUP_MANIFEST: &str = "backup_manifest.zst";
+/// Folder of the objects with files: below it a folder for the main data directory, and one for each tablespace.
+const DATA: &str = "data/";
+/// The folder of the main data directory.
+const MAIN: &str = "base";
 
 /// What there is to know of a base.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,5 +136,55 @@ impl StoredBase {
             json.extend_from_slice(&reader.frame(index).await?);
         }
         serde_json::from_slice(&json).map_err(|_| damaged())
+    }
+}
+
+/// The folder, within the snapshot's, of the objects with the archive of a tablespace, or of the main data directory.
+pub(super) fn archive_folder(tablespace: Option<u32>) -> String {
+    format!("{DATA}{}/", tablespace.map_or_else(|| MAIN.to_owned(), |oid| oid.to_string()))
+}
+
+/// Of which archive an object holds a part; none if it holds none.
+pub(crate) fn archive_of(object: &str) -> Option<Option<u32>> {
+    let (folder, _) = object.strip_prefix(DATA)?.split_once('/')?;
+    if folder == MAIN { Some(None) } else { folder.parse().ok().map(Some) }
+}
+
+/// Reads the server's own manifest of a snapshot.
+///
+/// # Errors
+/// It cannot be read, or is not the one that the server wrote.
+pub(crate) async fn load_backup_manifest(
+    cluster: &ClusterRepository,
+    manifest: &SnapshotManifest,
+) -> Result<BackupManifest> {
+    cluster.require_open(manifest)?;
+    let bad = |why: &dyn std::fmt::Display| EngineError::damaged(format!("snapshot {}: {why}", manifest.id));
+    let object = manifest.objects.iter().find(|object| object.name == BACKUP_MANIFEST);
+    let object = object.ok_or_else(|| bad(&"its manifest does not name the one of the server"))?;
+    let key = cluster.keys().snapshot_object(&manifest.id, BACKUP_MANIFEST);
+    let objects = cluster.object_reader(&key, Some(object)).await?;
+    let mut reader = ManifestReader::new();
+    for index in 0..objects.footer().frames.len() {
+        let frame = objects.frame(index).await?;
+        let read = tokio::task::spawn_blocking(move || reader.feed(&frame).map(|()| reader));
+        let read = read.await.map_err(|error| EngineError::new(FailureKind::Local, error.to_string()))?;
+        reader = read.map_err(|error| bad(&error))?;
+    }
+    reader.finish().map_err(|error| bad(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_know_their_archive() {
+        for archive in [None, Some(16385)] {
+            assert_eq!(archive_of(&format!("{}000001.tar.zst", archive_folder(archive))), Some(archive));
+        }
+        for other in [NAME, BACKUP_MANIFEST, "wal/x", "data/x", "data/x/000001.tar.zst"] {
+            assert_eq!(archive_of(other), None, "{other}");
+        }
     }
 }

@@ -11,6 +11,8 @@ use crate::Lsn;
 const XLOG: u8 = 0;
 const XACT: u8 = 1;
 const TBLSPC: u8 = 5;
+/// One of which only the kind of a record counts.
+const STANDBY: u8 = 8;
 
 /// The half of `xl_info` that belongs to the resource manager (xlogrecord.h).
 const MANAGER_INFO: u8 = 0xF0;
@@ -140,6 +142,12 @@ pub(super) struct Decoder {
 /// Whether nothing of its segment follows a record.
 pub(super) fn is_switch(header: &RecordHeader) -> bool {
     Kind::of(header) == Some(Kind::Switch)
+}
+
+/// Whether a server writes it whatever is done with it: checkpoints, and since 17 where they begin (`XLOG_CHECKPOINT_REDO`);
+/// and which transactions run (`XLOG_RUNNING_XACTS`, standbydefs.h).
+pub(super) fn is_housekeeping(header: &RecordHeader) -> bool {
+    matches!((header.manager, header.info & MANAGER_INFO), (XLOG, 0x00 | 0x10 | 0xE0) | (STANDBY, 0x10))
 }
 
 impl Decoder {

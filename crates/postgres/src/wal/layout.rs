@@ -118,6 +118,47 @@ pub struct Expect {
     pub block_size: u32,
 }
 
+impl Expect {
+    /// What a log may be of which nothing is known but the timeline. A segment begins wherever one of the largest begins.
+    pub(super) fn nothing(timeline: TimelineId) -> Self {
+        let (version, segment_size) = (Version::V15, SegmentSize(1 << 30));
+        Self { system_identifier: 0, version, timeline, segment_size, block_size: 8192 }
+    }
+}
+
+/// What of an [`Expect`] is not known, and is taken from the first page that tells it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Unknown {
+    /// Which every page tells. Until one does, records are read as those of [`Version::V15`]: 15 to 17 write the same.
+    pub version: bool,
+    /// The cluster and the size of its segments, which only the first page of a segment tells.
+    pub cluster: bool,
+}
+
+impl Unknown {
+    /// `WalSegMinSize`
+    pub const SMALLEST_SEGMENT: u32 = 1 << 20;
+
+    pub fn all() -> Self {
+        Self { version: true, cluster: true }
+    }
+
+    /// Takes from the header of the page at `at` what it tells.
+    pub fn learn(&mut self, header: &[u8], at: Lsn, expect: &mut Expect) {
+        let version = u16_at(header, 0).and_then(Version::from_magic);
+        let (Some(version), Some(info), true) = (version, u16_at(header, 2), u64_at(header, 8) == Some(at.0)) else {
+            return;
+        };
+        if std::mem::take(&mut self.version) {
+            expect.version = version;
+        }
+        let (system, size) = (u64_at(header, 24), u32_at(header, 32).and_then(SegmentSize::new));
+        if let (true, true, Some(system), Some(size)) = (self.cluster, info & LONG_HEADER != 0, system, size) {
+            (expect.system_identifier, expect.segment_size, self.cluster) = (system, size, false);
+        }
+    }
+}
+
 /// Bytes in a segment: a power of two from 1 MiB to 1 GiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SegmentSize(u32);

@@ -26,5 +26,5 @@ pub use event::{Checkpoint, Counts, Event, ResourceManager, Span, WalLevel, What
 pub use file::{Segment, WalFile};
 pub use history::{Branch, History, HistoryError};
 pub use layout::{Expect, SegmentSize, Version};
-pub use reader::WalReader;
+pub use reader::{Extent, WalReader};
 pub use resolve::{Resolution, Resolver, Stop, Target, Unreachable, resolve};

@@ -1,11 +1,11 @@
 //! Reads the log as it comes, in pieces of any size.
 
-use super::decode::{Decoder, is_switch};
+use super::decode::{Decoder, is_housekeeping, is_switch};
 use super::error::{Problem, WalError};
 use super::event::{Counts, Event, Span, What};
 use super::layout::{
     ALIGN, Expect, FIRST_IS_CONTRECORD, FIRST_IS_OVERWRITE_CONTRECORD, LONG_PAGE_HEADER, PageHeader, RECORD_HEADER,
-    RecordHeader, SHORT_PAGE_HEADER, check_len, page_header_len, u32_at,
+    RecordHeader, SHORT_PAGE_HEADER, Unknown, check_len, page_header_len, u32_at,
 };
 use crate::{Lsn, TimelineId};
 
@@ -43,6 +43,20 @@ enum State {
     Record,
     /// Between a record that ends the use of its segment and the segment's end.
     Unused,
+    /// Where that end may be, as long as the size of segments is not known.
+    Searching,
+}
+
+/// A stretch of the log, from where a reader began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it ends.
+    pub end: Lsn,
+    /// How many records end in it. One that began before reading did is among them.
+    pub records: u64,
+    /// How many of them a server writes by itself, whether anybody works with it or not: checkpoints, and lists of the
+    /// transactions that run.
+    pub housekeeping: u64,
 }
 
 /// A record whose rest is lost, and which another one has to own up to.
@@ -71,6 +85,14 @@ pub struct WalReader {
     first: Option<Lsn>,
     last: Option<Span>,
     counts: Counts,
+    unknown: Unknown,
+    /// Pages of earlier timelines are none of the log.
+    earliest: TimelineId,
+    records: u64,
+    housekeeping: u64,
+    /// Up to the last place where a record ends, which may lie ahead; and up to the one before it.
+    whole: Option<Extent>,
+    before: Option<Extent>,
     failed: Option<WalError>,
 }
 
@@ -89,6 +111,12 @@ impl WalReader {
             first: None,
             last: None,
             counts: Counts::default(),
+            unknown: Unknown::default(),
+            earliest: 0,
+            records: 0,
+            housekeeping: 0,
+            whole: None,
+            before: None,
             failed: None,
         };
         if !expect.block_size.is_power_of_two() || !(1 << 10..=1 << 16).contains(&expect.block_size) {
@@ -102,6 +130,7 @@ impl WalReader {
     pub fn at_record(start: Lsn, expect: Expect) -> Self {
         let mut reader = Self::new(start, expect);
         reader.state = State::Between;
+        reader.bound(start);
         let offset = reader.page_offset() as usize;
         if (offset != 0 && offset < SHORT_PAGE_HEADER) || !start.0.is_multiple_of(ALIGN) {
             reader.failed = reader.failed.or(Some(WalError { at: start, problem: Problem::NoStart }));
@@ -113,6 +142,16 @@ impl WalReader {
     pub fn after(last: Span, expect: Expect) -> Self {
         let mut reader = Self::at_record(last.end, expect);
         reader.last = Some(last);
+        reader
+    }
+
+    /// A reader of a piece that begins with a record or a page, and of which nothing is known but its timeline: the version, the
+    /// cluster and the size of its segments are what the first pages say. Pages have the usual size.
+    pub fn of_piece(start: Lsn, timeline: TimelineId) -> Self {
+        let expect = Expect::nothing(timeline);
+        let offset = start.0 % u64::from(expect.block_size);
+        let mut reader = if offset == 0 { Self::new(start, expect) } else { Self::at_record(start, expect) };
+        reader.unknown = Unknown::all();
         reader
     }
 
@@ -137,9 +176,26 @@ impl WalReader {
         &self.counts
     }
 
+    /// Up to where the log was read, in whole records and not.
+    pub fn extent(&self) -> Extent {
+        Extent { end: self.position, records: self.records, housekeeping: self.housekeeping }
+    }
+
+    /// Up to where it was read in whole records, padding and the unused rest of a segment included; none before the first
+    /// place where a record ends or begins.
+    pub fn whole(&self) -> Option<Extent> {
+        self.whole.filter(|whole| whole.end <= self.position).or(self.before)
+    }
+
     /// Goes on with a timeline that branches off here.
     pub fn follow(&mut self, timeline: TimelineId) {
         self.expect.timeline = timeline;
+    }
+
+    /// Goes on with pages of this timeline alone: what branches off from it was not written yet, and what it comes from lies
+    /// before.
+    pub fn only(&mut self, timeline: TimelineId) {
+        (self.expect.timeline, self.earliest) = (timeline, timeline);
     }
 
     /// Reads on. `sink` gets everything that records tell which end in these bytes.
@@ -196,8 +252,19 @@ impl WalReader {
             Some(len) if page.have >= len => {
                 let header = page.bytes.get(..len).unwrap_or_default();
                 let wrong = |problem| WalError { at: start, problem };
+                self.unknown.learn(header, start, &mut self.expect);
+                if self.state == State::Searching && self.unknown.cluster {
+                    // It is not the first page of a segment, if it is one at all.
+                    self.state = State::Unused;
+                    return Ok(self.passed(taken));
+                }
                 match PageHeader::parse(header, start, &self.expect) {
-                    Ok(header) => self.begin_page(header).map_err(wrong)?,
+                    Ok(header) => {
+                        if self.state == State::Lost && header.info & FIRST_IS_CONTRECORD == 0 {
+                            self.bound(start);
+                        }
+                        self.begin_page(header).map_err(wrong)?;
+                    }
                     // Reading began in the unused rest of a segment, which has no pages (CopyXLogRecordToWAL).
                     Err(Problem::NoRecord) if self.state == State::Lost && !self.begins_segment(start) => {}
                     Err(problem) => return Err(wrong(problem)),
@@ -211,8 +278,9 @@ impl WalReader {
     /// Checks that a page follows what came before.
     fn begin_page(&mut self, header: PageHeader) -> Result<(), Problem> {
         // A timeline's number is greater than that of the one it branches off from (findNewestTimeLine).
-        if header.timeline < self.timeline {
-            return Err(Problem::TimelineBack { found: header.timeline, before: self.timeline });
+        let before = self.timeline.max(self.earliest);
+        if header.timeline < before {
+            return Err(Problem::TimelineBack { found: header.timeline, before });
         }
         if header.timeline > self.expect.timeline {
             return Err(Problem::TimelineAhead { found: header.timeline, followed: self.expect.timeline });
@@ -225,7 +293,7 @@ impl WalReader {
                 self.state = State::Rest { left: header.remaining };
                 return Ok(());
             }
-            State::Lost | State::Between | State::Unused => {
+            State::Lost | State::Between | State::Unused | State::Searching => {
                 if continues || (replaces && self.state != State::Lost) {
                     return Err(Problem::UnexpectedContinuation);
                 }
@@ -258,17 +326,22 @@ impl WalReader {
             State::Unused => {
                 let taken = bytes.len().min(self.to_segment_end());
                 if taken == self.to_segment_end() {
-                    self.state = State::Between;
+                    self.state = if self.unknown.cluster { State::Searching } else { State::Between };
                 }
                 Ok(self.passed(taken))
             }
             State::Rest { left } => {
-                let taken = bytes.len().min(left as usize);
+                let taken = self.passed(bytes.len().min(left as usize));
                 let left = left - taken as u32;
-                self.state = if left == 0 { State::Between } else { State::Rest { left } };
-                Ok(self.passed(taken))
+                self.state = State::Rest { left };
+                if left == 0 {
+                    self.state = State::Between;
+                    self.records += 1;
+                    self.bound(Lsn(self.position.0.next_multiple_of(ALIGN)));
+                }
+                Ok(taken)
             }
-            State::Between => {
+            State::Between | State::Searching => {
                 let padding = self.position.0.wrapping_neg() % ALIGN;
                 if padding > 0 {
                     return Ok(self.passed(bytes.len().min(padding as usize)));
@@ -285,9 +358,16 @@ impl WalReader {
         lsn.0.is_multiple_of(self.expect.segment_size.bytes().into())
     }
 
-    /// Bytes from here to the end of the segment; none if that is here.
+    /// Bytes from here to the end of the segment, or to where it may be at the earliest; none if that is here.
     fn to_segment_end(&self) -> usize {
-        (self.position.0.wrapping_neg() & u64::from(self.expect.segment_size.bytes() - 1)) as usize
+        let size = if self.unknown.cluster { Unknown::SMALLEST_SEGMENT } else { self.expect.segment_size.bytes() };
+        (self.position.0.wrapping_neg() & u64::from(size - 1)) as usize
+    }
+
+    /// A record ends at `end`, where what follows it begins.
+    fn bound(&mut self, end: Lsn) {
+        self.before = self.whole;
+        self.whole = Some(Extent { end, ..self.extent() });
     }
 
     fn read_record(&mut self, bytes: &[u8], sink: &mut impl FnMut(Event)) -> Result<usize, WalError> {
@@ -357,6 +437,8 @@ impl WalReader {
             end = Lsn(self.position.0 + unused as u64);
             if unused > 0 {
                 self.state = State::Unused;
+            } else if self.unknown.cluster {
+                self.state = State::Searching;
             }
         }
         let span = Span { start: self.record.start, end };
@@ -368,6 +450,9 @@ impl WalReader {
         self.first = self.first.or(Some(span.start));
         self.last = Some(span);
         self.counts.add(header.manager);
+        self.records += 1;
+        self.housekeeping += u64::from(is_housekeeping(&header));
+        self.bound(end);
         if let Some(event) = event {
             sink(event);
         }

@@ -359,6 +359,67 @@ fn timelines_go_on_and_never_back() {
     assert_eq!(read(&maker).1.unwrap_err().problem, back);
 }
 
+#[test]
+fn pages_of_other_timelines_are_told_where_only_one_is_followed() {
+    let mut maker = Maker::new(SEGMENT);
+    maker.filler(10_000);
+    let offset = maker.bytes.len();
+    let start = Lsn(maker.position());
+    maker.timeline = 2;
+    maker.filler(10_000);
+    for (only, found) in [(2, Ok(())), (3, Err(Problem::TimelineBack { found: 2, before: 3 }))] {
+        let mut reader = WalReader::at_record(start, expect());
+        reader.only(only);
+        assert_eq!(feed(&mut reader, &maker.bytes[offset..], 99).1.map_err(|error| error.problem), found);
+    }
+}
+
+/// What a server writes by itself.
+fn housekeeping(maker: &mut Maker) -> [Span; 2] {
+    let checkpoint = maker.record(0, 0x10, 0, &with_len(&[0; 88]));
+    [checkpoint, maker.record(8, 0x10, 0, &with_len(&[0; 24]))]
+}
+
+#[test]
+fn it_is_known_at_any_moment_how_much_is_whole() {
+    let mut maker = Maker::new(SEGMENT);
+    let mut spans = vec![maker.filler(3), maker.commit(1, 1)];
+    spans.extend(housekeeping(&mut maker));
+    spans.extend([maker.filler(9000), maker.switch(), maker.filler(5), maker.commit(2, 2)]);
+    let mut reader = WalReader::new(maker.start, expect());
+    assert_eq!(reader.whole(), None);
+    for (index, byte) in maker.bytes.iter().enumerate() {
+        reader.feed(&[*byte], &mut |_| {}).unwrap();
+        let position = maker.start.0 + index as u64 + 1;
+        let whole: Vec<_> = spans.iter().filter(|span| span.end.0 <= position).collect();
+        let found = reader.whole();
+        if position < SEGMENT + 40 {
+            assert_eq!(found, None);
+            continue;
+        }
+        let wanted = (whole.last().map_or(Lsn(SEGMENT), |span| span.end), whole.len() as u64);
+        assert_eq!(found.map(|extent| (extent.end, extent.records)), Some(wanted), "{position:X}");
+    }
+    let all = reader.extent();
+    assert_eq!((reader.whole(), all.end, all.records, all.housekeeping), (Some(all), Lsn(maker.position()), 8, 2));
+}
+
+#[test]
+fn the_rest_of_a_record_counts_where_it_ends() {
+    let mut maker = Maker::new(SEGMENT);
+    maker.filler(3 * BLOCK as usize);
+    let after = maker.commit(1, 1);
+    for page in 1..=3 {
+        let start = Lsn(SEGMENT + page * BLOCK);
+        for mut reader in [WalReader::new(start, expect()), WalReader::of_piece(start, 1)] {
+            let offset = (page * BLOCK) as usize;
+            assert_eq!(feed(&mut reader, &maker.bytes[offset..], 1000).0, [commit(after, 1, 1)]);
+            assert_eq!(reader.whole().map(|extent| (extent.end, extent.records)), Some((after.end, 2)));
+            assert_eq!(reader.counts().total(), 1);
+        }
+    }
+}
+
 /// Random records, with what they tell.
 fn random_log(lens: &[usize]) -> (Maker, Vec<Span>) {
     let mut maker = Maker::new(7 * SEGMENT);
@@ -415,6 +476,22 @@ proptest! {
             let previous = matches!(result, Err(WalError { problem: Problem::PreviousRecord { .. }, .. }));
             prop_assert!(previous, "{:?}", result);
         }
+    }
+
+    /// A piece tells of what log it is, and the same as it does within that.
+    #[test]
+    fn a_piece_is_read_without_knowing_its_log(lens in prop::collection::vec(0..20_000_usize, 1..40), at: prop::sample::Index, piece in 1..30_000_usize) {
+        let (maker, spans) = random_log(&lens);
+        let (all, _) = feed(&mut WalReader::new(maker.start, expect()), &maker.bytes, usize::MAX);
+        let begin = at.index(spans.len());
+        let start = spans[begin].end;
+        let offset = (start.0 - maker.start.0) as usize;
+        let mut reader = WalReader::of_piece(start, 1);
+        let (events, result) = feed(&mut reader, &maker.bytes[offset..], piece);
+        prop_assert_eq!(result, Ok(()));
+        let expected: Vec<_> = all.into_iter().filter(|event| event.span.start >= start).collect();
+        prop_assert_eq!(events, expected);
+        prop_assert_eq!(reader.extent().records, (spans.len() - begin - 1) as u64);
     }
 
     /// A bit that flips in a record or the header of a page is found, at the latest where the next page begins.

@@ -78,6 +78,15 @@ impl Connection {
         self.query(&command, &format!("creating the replication slot {slot}")).await.map(drop)
     }
 
+    /// `CREATE_REPLICATION_SLOT name TEMPORARY PHYSICAL RESERVE_WAL`: keeps the log from now on, and goes with the session.
+    ///
+    /// # Errors
+    /// Those of [`Connection::query`].
+    pub async fn create_temporary_slot(&mut self, slot: &str) -> Result<()> {
+        let command = format!("CREATE_REPLICATION_SLOT {} TEMPORARY PHYSICAL RESERVE_WAL", quote_name(slot));
+        self.query(&command, "creating a temporary replication slot").await.map(drop)
+    }
+
     /// `DROP_REPLICATION_SLOT`, with `wait` until nobody uses it.
     ///
     /// # Errors

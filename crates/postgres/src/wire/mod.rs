@@ -30,5 +30,6 @@ pub use backup::{
 pub use commands::{SlotPosition, SystemIdentity, TimelineHistory};
 pub use connection::{Connection, Row, quote_name, quote_text};
 pub use error::{Error, Result, ServerError};
+pub(crate) use refusal::code;
 pub use startup::Replication;
 pub use stream::{Keepalive, StandbyStatus, TimelineEnd, WalData, WalEvent, WalStream};

@@ -8,7 +8,7 @@ use mongodb::Client;
 use crate::stage::say;
 
 /// The databases whose hashes are shown.
-const DATABASES: [&str; 1] = [crate::shop::DATABASE];
+const DATABASES: [&str; 1] = [super::shop::DATABASE];
 
 /// All data of a replica set at one moment.
 pub struct State {

@@ -1,0 +1,158 @@
+//! What owns the connection: takes what comes as long as there is room, and tells the server how far we are.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hindsight_engine::{EngineError, Result};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::Lsn;
+use crate::wire::{StandbyStatus, TimelineEnd, WalEvent, WalStream};
+
+/// Pieces that wait to be read: 8 MiB of log, as servers send at most 16 pages at once (`MAX_SEND_SIZE`, walsender.c).
+const WAITING: usize = 64;
+/// How often the server hears of us, and is asked for its clock. It gives up who is silent for `wal_sender_timeout`, which
+/// is a minute unless it is set otherwise.
+const STATUS: Duration = Duration::from_secs(2);
+/// How long a stream that nobody reads is kept. A server that shuts down waits until it has sent all of its log
+/// (`WalSndDone`), for ever if it has to.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the farewell may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What comes next.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// Bytes of the log. With the server's clock where it had no more to send then.
+    Log { start: Lsn, bytes: Bytes, clock: Option<Timestamp> },
+    /// By the server's clock, it still had no more to send.
+    Quiet(Timestamp),
+    /// The timeline has ended; what comes next is of the one that follows it.
+    Switch(TimelineEnd),
+}
+
+/// A stream that is read by a task of its own.
+pub(super) struct Pump {
+    pub(super) stream: WalStream,
+    pub(super) slot: Option<String>,
+    /// Up to here it was received.
+    pub(super) received: Lsn,
+    /// Whether the server is one that writes: what another one has not yet received is not told by its clock.
+    pub(super) primary: bool,
+    /// Whether it is kept although nobody reads it.
+    pub(super) lasting: bool,
+    /// Up to where all is safe.
+    pub(super) stored: watch::Receiver<Lsn>,
+}
+
+impl Pump {
+    /// Hands on what comes, until the stream fails, nobody reads for long, or the reader is gone.
+    pub(super) fn start(self) -> mpsc::Receiver<Result<Piece>> {
+        let (sender, receiver) = mpsc::channel(WAITING);
+        tokio::spawn(async move {
+            if let Err(error) = self.run(&sender).await {
+                // Nobody may be there to hear it.
+                sender.send(Err(error)).await.ok();
+            }
+        });
+        receiver
+    }
+
+    async fn run(mut self, sender: &mpsc::Sender<Result<Piece>>) -> Result<()> {
+        let mut ticks = interval(STATUS);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut place, mut since) = (None, Instant::now());
+        // Whether the server had sent all that it had.
+        let mut all = false;
+        loop {
+            let event = tokio::select! {
+                free = sender.reserve(), if place.is_none() => match free {
+                    Ok(free) => {
+                        place = Some(free);
+                        continue;
+                    }
+                    Err(_) => return self.part().await,
+                },
+                event = self.stream.next(), if place.is_some() => event?,
+                changed = self.stored.changed() => {
+                    if changed.is_err() {
+                        return self.part().await;
+                    }
+                    self.tell(false).await?;
+                    continue;
+                }
+                _ = ticks.tick() => {
+                    if place.is_none() && !self.lasting && since.elapsed() > PATIENCE {
+                        tracing::debug!(at = %self.received, "the log is not read: the connection ends");
+                        return self.part().await;
+                    }
+                    self.tell(self.primary).await?;
+                    continue;
+                }
+            };
+            let piece = match event {
+                WalEvent::Data(data) => {
+                    self.received = Lsn(data.start.0.saturating_add(data.bytes.len() as u64));
+                    all = self.received >= data.end;
+                    let clock = Some(data.sent_at).filter(|_| self.primary && all);
+                    Piece::Log { start: data.start, bytes: data.bytes, clock }
+                }
+                WalEvent::Keepalive(alive) => {
+                    if alive.reply_requested {
+                        self.let_go().await?;
+                    }
+                    // Its end is what was sent, not what there is: who was not done with sending says nothing by its clock.
+                    if !self.primary || !all || alive.end > self.received {
+                        continue;
+                    }
+                    Piece::Quiet(alive.sent_at)
+                }
+                WalEvent::TimelineEnd(end) => {
+                    self = self.switch(end).await?;
+                    all = false;
+                    Piece::Switch(end)
+                }
+            };
+            if let Some(place) = place.take() {
+                place.send(Ok(piece));
+            }
+            since = Instant::now();
+        }
+    }
+
+    /// Says how far we are; with `reply` the server answers with its clock.
+    async fn tell(&mut self, reply: bool) -> Result<()> {
+        let flushed = *self.stored.borrow_and_update();
+        let status = StandbyStatus { written: self.received, flushed, applied: Lsn::INVALID, reply };
+        Ok(self.stream.send_status(status).await?)
+    }
+
+    /// Says that all has come, and nothing of what is stored. So much a server waits for that shuts down, which asks for a reply
+    /// (`WalSndDone`): what is not stored yet its slot still has when it runs again.
+    async fn let_go(&mut self) -> Result<()> {
+        let status = StandbyStatus { written: self.received, ..StandbyStatus::default() };
+        Ok(self.stream.send_status(status).await?)
+    }
+
+    /// Goes on with the next timeline.
+    async fn switch(self, end: TimelineEnd) -> Result<Self> {
+        let mut connection = self.stream.finish().await?;
+        let primary = !connection.in_recovery().await?;
+        let stream = connection.start_replication(self.slot.as_deref(), end.start, end.next).await?;
+        Ok(Self { stream, received: end.start, primary, ..self })
+    }
+
+    /// Says how far we came, and goodbye. The slot is free then.
+    async fn part(mut self) -> Result<()> {
+        let farewell = async {
+            self.tell(false).await?;
+            self.stream.finish().await?.close().await;
+            Ok::<_, EngineError>(())
+        };
+        // The server notices by itself that we are gone.
+        timeout(FAREWELL, farewell).await.ok();
+        Ok(())
+    }
+}
