@@ -84,8 +84,9 @@ fn why(log: &Path) -> String {
         .collect();
     match telling.as_slice() {
         [] => text.lines().last().unwrap_or("it said nothing").to_owned(),
-        [.., before, last] if *before != *last => format!("{before} | {last}"),
-        [.., last] => (*last).to_owned(),
+        [one] => (*one).to_owned(),
+        // What went wrong first, and what it came to.
+        [first, .., last] => format!("{first} | {last}"),
     }
 }
 

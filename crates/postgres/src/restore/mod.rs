@@ -142,7 +142,7 @@ async fn read(job: &Job, plan: &RestorePlan, ready: &Ready, cut: Lsn, skip_data:
         }
     };
     let (walked, ()) = tokio::try_join!(walk(job, &log, base), checking)?;
-    walked.require_free_folders(ready.place.owner())?;
+    walked.require(ready.place.owner())?;
     Ok(Read { log, walked, manifest })
 }
 
