@@ -115,7 +115,7 @@ struct Log<'a> {
     slices: Vec<Slice<'a>>,
 }
 
-impl Log<'_> {
+impl<'a> Log<'a> {
     fn position(&self, lsn: Lsn) -> Result<Target> {
         if let Some(slice) = self.slices.iter().find(|slice| slice.holds(lsn)) {
             let time = slice.stored.name.end.time;
@@ -152,9 +152,12 @@ impl Log<'_> {
     }
 
     async fn name(&self, name: &str) -> Result<Target> {
-        let opened = stream::iter(self.slices.clone())
-            .map(|slice| async move { Ok::<_, EngineError>((slice, self.source.slice_reader(slice.stored).await?)) });
-        let mut opened = opened.buffered(OPENED);
+        let open = |slice: &Slice<'a>| {
+            let slice = *slice;
+            async move { Ok::<_, EngineError>((slice, self.source.slice_reader(slice.stored).await?)) }
+        };
+        let opened: Vec<_> = self.slices.iter().map(open).collect();
+        let mut opened = stream::iter(opened).buffered(OPENED);
         let mut known = BTreeSet::new();
         while let Some((slice, reader)) = opened.try_next().await? {
             let counts = reader.footer().log.iter().flat_map(|log| log.counts.keys());
@@ -179,11 +182,15 @@ impl Log<'_> {
     }
 
     async fn transaction(&self, xid: Xid) -> Result<Target> {
-        let looked = stream::iter(self.slices.clone()).map(|slice| async move {
-            let reader = self.source.slice_reader(slice.stored).await?;
-            self.last_in(&slice, reader, move |what| what.transaction() == Some(xid)).await
-        });
-        let mut looked = looked.buffered(READ);
+        let look = |slice: &Slice<'a>| {
+            let slice = *slice;
+            async move {
+                let reader = self.source.slice_reader(slice.stored).await?;
+                self.last_in(&slice, reader, move |what| what.transaction() == Some(xid)).await
+            }
+        };
+        let looked: Vec<_> = self.slices.iter().map(look).collect();
+        let mut looked = stream::iter(looked).buffered(READ);
         while let Some(found) = looked.try_next().await? {
             if let Some(at) = found {
                 return self.reached(at, &format!("the end of transaction {xid}"));
