@@ -26,6 +26,7 @@ pub mod wire;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use hindsight_catalog::{History, RestorePlan, Stretch, Target};
@@ -173,7 +174,7 @@ impl Engine for PostgresEngine {
     }
 
     async fn start_scratch(&self, request: &ScratchRequest) -> Result<Box<dyn Scratch>> {
-        Ok(Box::new(scratch::ScratchServer::start(request).await?))
+        Ok(Box::new(scratch::ScratchServer::start(request, Arc::new(Self::new(""))).await?))
     }
 }
 
