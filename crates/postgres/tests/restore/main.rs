@@ -7,6 +7,7 @@ mod histories;
 mod moments;
 mod refused;
 mod stored;
+mod whole;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

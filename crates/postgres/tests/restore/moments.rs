@@ -9,7 +9,7 @@ use super::stored::{Stored, clock};
 use super::{restored, source, target};
 
 /// All that pgbench has in its tables, in short.
-async fn contents(server: &Postgres) -> String {
+pub async fn contents(server: &Postgres) -> String {
     let of = |table: &str| format!("SELECT count(*), md5(string_agg(t::text, ',' ORDER BY t::text)) FROM {table} t");
     let tables = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"].map(of);
     server.sql(&tables.join(" UNION ALL ")).await.unwrap()
