@@ -13,7 +13,7 @@ async fn restored(cli: &Cli, how: &str, target: &Postgres) -> PgState {
     let directory = target.data_dir();
     let line = format!("restore {how} --target-dir {} --port {} -y", directory.display(), target.port());
     let said = cli.ok(&line);
-    assert!(said.contains("is done."), "{said}");
+    assert!(said.contains("is done.") && said.contains("a server runs in"), "{said}");
     let state = PgState::read(&target.uri_of("postgres")).await.unwrap();
     target.end_of_others().await.unwrap();
     state
@@ -38,7 +38,11 @@ async fn every_quiet_moment_of_a_hostile_day_comes_back() {
 
     let workload = PgWorkload::start(Arc::clone(&server), 11, PgWorkloadOptions::default()).await.unwrap();
     workload.goes_on_for(60).await.unwrap();
-    cli.run("backup").ends(0, "databases");
+    let backup = cli.json("backup");
+    assert!(backup["snapshot"]["database_count"].as_u64() >= Some(4), "{backup}");
+    // What can be restored begins with the second after the end of the backup.
+    let begins = backup["snapshot"]["restore_time"].as_str().unwrap();
+    server.sql(&format!("SELECT pg_sleep_until('{begins}')")).await.unwrap();
     let mut moments = Vec::new();
     for turn in 0..5 {
         workload.goes_on_for(80).await.unwrap();
@@ -86,4 +90,46 @@ async fn every_quiet_moment_of_a_hostile_day_comes_back() {
     cli.run(&format!("delete-backup {name} -y")).ends(0, "");
     cli.run("cleanup --older-than 0d -y").ends(0, "");
     assert!(cli.json("list")["snapshots"].as_array().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_is_refused_before_anything_is_done() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let cli = Cli::new(&server.uri_of("postgres")).installed_in(&server.new_folder("bin").unwrap());
+    for (line, code, words) in [
+        ("backup --type logical", 3, "--type physical"),
+        ("backup --ns shop.*", 3, "leave out --ns"),
+        ("restore --time latest -y", 3, "--target-dir"),
+        ("restore --time latest --port 5433 -y", 2, "--target-dir"),
+        ("restore --time latest --target-dir x --map y -y", 2, "NAME=DIR"),
+    ] {
+        cli.run(line).ends(code, words);
+    }
+    let name = cli.json("backup")["name"].as_str().unwrap().to_owned();
+    let target = Postgres::prepare(PostgresOptions::default()).unwrap();
+    let directory = target.data_dir().display().to_string();
+    let full = target.new_folder("full").unwrap();
+    std::fs::write(full.join("file"), "").unwrap();
+    let (full, port) = (full.display(), server.port());
+    for (line, words) in [
+        (format!("restore {name} -y"), "--target-dir"),
+        (format!("restore {name} --target-dir {full} -y"), "not empty"),
+        (format!("restore {name} --target-dir {directory} --ns shop.orders -y"), "pg_dump"),
+        (format!("restore {name} --target-dir {directory} --port {port} -y"), "--port"),
+        (format!("restore {name} --target-dir {directory} --map none=/x -y"), "none"),
+        (format!("restore --time 2020-01-01 --target-dir {directory} -y"), "no base snapshot"),
+        (format!("restore --time FF/1 --target-dir {directory} -y"), "FF/1"),
+        ("oplog-replay --start 2020-01-01 --end 2020-01-02 -y".to_owned(), "as a part of a restore"),
+    ] {
+        let ran = cli.run(&line).ends(3, words);
+        assert!(ran.err.contains("hint: "), "{ran}");
+    }
+    cli.run(&format!("restore {name} --target-dir {directory} --program /none -y")).ends(1, "--program");
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+    assert_eq!(cli.json("list --restore")["restores"].as_array().unwrap().len(), 0);
+    // A snapshot is restored as it is, without any log after it and without the server that it is of.
+    server.stop().await.unwrap();
+    cli.ok(&format!("restore {name} --target-dir {directory} --no-start -y"));
+    target.restart().await.unwrap();
+    assert_eq!(target.sql("SELECT pg_is_in_recovery()").await.unwrap(), "f");
 }

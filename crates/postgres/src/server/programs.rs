@@ -73,7 +73,7 @@ impl Programs {
         let program = folder.join("postgres");
         let failed = |why: String| {
             EngineError::new(FailureKind::Local, format!("{} cannot be run: {why}", program.display()))
-                .hint(format!("name the folder of the server's programs, also with {VARIABLE}"))
+                .hint(format!("name the folder of the server's programs with --program or {VARIABLE}"))
         };
         let output = Command::new(&program).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
         let output = output.map_err(|error| failed(error.to_string()))?;

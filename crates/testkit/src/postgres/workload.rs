@@ -140,7 +140,7 @@ impl PgWorkload {
             sleep(Duration::from_millis(20)).await;
         }
         // Restores are to whole seconds: the next one, which the workload then waits for.
-        let next = "date_trunc('second', clock_timestamp()) + interval '1 second'";
+        let next = "(date_trunc('second', clock_timestamp()) + interval '1 second')";
         let time = self
             .server
             .sql(&format!(r#"SELECT to_char({next} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"#))
