@@ -20,7 +20,8 @@ pub async fn play() -> Result<()> {
     // The new cluster's folder is made beforehand, as whoever runs the server would.
     let new = Postgres::prepare(PostgresOptions::default())?;
     let shop = Shop::open(&server).await?;
-    let stage = Stage::new(&server.uri_of("postgres"))?;
+    // The new server asks the program for its log, as a user of its own.
+    let stage = Stage::new(&server.uri_of("postgres"))?.installed_in(&new.new_folder("bin")?)?;
     say(&Shop::counts(&server.uri()).await?)?;
 
     narrate(

@@ -40,6 +40,14 @@ impl Stage {
         Ok(Self { program, uri: uri.to_owned(), folder })
     }
 
+    /// The same with the program copied into a folder, where everybody may run it.
+    pub fn installed_in(mut self, folder: &Path) -> Result<Self> {
+        let program = folder.join("hindsight");
+        std::fs::copy(&self.program, &program)?;
+        self.program = program;
+        Ok(self)
+    }
+
     /// Shows the environment that all commands get.
     pub fn export(&self) -> Result<()> {
         say(&format!("$ export HINDSIGHT_URI='{}'", self.uri))?;

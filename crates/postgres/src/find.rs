@@ -13,6 +13,7 @@ use crate::base::StoredBase;
 use crate::feed::feed;
 use crate::restore::log::{order, position};
 use crate::restore::reach::reader;
+use crate::summary::restore_point;
 use crate::wal::{Event, Expect, What, Xid};
 use crate::{Lsn, TimelineId};
 
@@ -21,8 +22,6 @@ const OPENED: usize = 16;
 const READ: usize = 2;
 /// Names, or stretches of log, that are told where something else was looked for.
 const TOLD: usize = 10;
-/// How a footer counts the records of a restore point: `counts."restore point/<name>"`.
-const RESTORE_POINT: &str = "restore point/";
 
 /// What is looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,18 +74,18 @@ fn refused(what: impl Into<String>, hint: impl Into<String>) -> EngineError {
 }
 
 /// A slice with its bounds.
-#[derive(Clone, Copy)]
-struct Slice<'a> {
-    stored: &'a StoredSlice,
+#[derive(Clone)]
+struct Slice {
+    stored: StoredSlice,
     start: Lsn,
     end: Lsn,
     timeline: TimelineId,
 }
 
-impl<'a> Slice<'a> {
-    fn of(stored: &'a StoredSlice) -> Result<Self> {
+impl Slice {
+    fn of(stored: &StoredSlice) -> Result<Self> {
         let ((start, _), (end, timeline)) = (position(&stored.name.start)?, position(&stored.name.end)?);
-        Ok(Self { stored, start, end, timeline })
+        Ok(Self { stored: stored.clone(), start, end, timeline })
     }
 
     fn holds(&self, lsn: Lsn) -> bool {
@@ -112,7 +111,7 @@ impl At {
 struct Log<'a> {
     source: &'a ClusterRepository,
     history: &'a History,
-    slices: Vec<Slice<'a>>,
+    slices: Vec<Slice>,
 }
 
 impl Log<'_> {
@@ -152,14 +151,15 @@ impl Log<'_> {
     }
 
     async fn name(&self, name: &str) -> Result<Target> {
-        let opened = stream::iter(self.slices.clone())
-            .map(|slice| async move { Ok::<_, EngineError>((slice, self.source.slice_reader(slice.stored).await?)) });
+        let opened = stream::iter(self.slices.clone()).map(|slice| async move {
+            let reader = self.source.slice_reader(&slice.stored).await?;
+            Ok::<_, EngineError>((slice, reader))
+        });
         let mut opened = opened.buffered(OPENED);
-        let mut known = BTreeSet::new();
+        let (mut known, prefix) = (BTreeSet::new(), restore_point(""));
         while let Some((slice, reader)) = opened.try_next().await? {
             let counts = reader.footer().log.iter().flat_map(|log| log.counts.keys());
-            let names: Vec<String> =
-                counts.filter_map(|key| key.strip_prefix(RESTORE_POINT)).map(str::to_owned).collect();
+            let names: Vec<String> = counts.filter_map(|key| key.strip_prefix(&prefix)).map(str::to_owned).collect();
             if names.iter().any(|found| found == name) {
                 let wanted = name.to_owned();
                 let is = move |what: &What| matches!(what, What::RestorePoint { name, .. } if *name == wanted);
@@ -180,7 +180,7 @@ impl Log<'_> {
 
     async fn transaction(&self, xid: Xid) -> Result<Target> {
         let looked = stream::iter(self.slices.clone()).map(|slice| async move {
-            let reader = self.source.slice_reader(slice.stored).await?;
+            let reader = self.source.slice_reader(&slice.stored).await?;
             self.last_in(&slice, reader, move |what| what.transaction() == Some(xid)).await
         });
         let mut looked = looked.buffered(READ);
@@ -195,7 +195,7 @@ impl Log<'_> {
     /// The last record of a slice that tells what is wanted.
     async fn last_in(
         &self,
-        slice: &Slice<'_>,
+        slice: &Slice,
         objects: ObjectReader,
         is: impl Fn(&What) -> bool + Send + 'static,
     ) -> Result<Option<At>> {
@@ -223,7 +223,7 @@ impl Log<'_> {
     }
 
     /// What the log of a slice has to be like, which a base of its epoch tells, or any.
-    async fn expect(&self, slice: &Slice<'_>) -> Result<Expect> {
+    async fn expect(&self, slice: &Slice) -> Result<Expect> {
         let of_epoch = |epoch: Option<u64>| {
             let snapshots =
                 self.history.snapshots.iter().filter(move |snapshot| epoch.is_none_or(|e| snapshot.epoch == e));

@@ -2,8 +2,9 @@
 //!
 //! - [`wire`] speaks the protocol for replication and simple queries, [`Address`] says with whom;
 //! - [`base`] takes base backups, and checks what is stored of them;
-//! - [`wal`] reads the log; `slot` and `follow` see to it that none of it is lost, `check` reads what is stored of it;
-//! - [`restore`] unpacks a base, and gives the server its log up to the restore point.
+//! - [`wal`] reads the log; [`slot`] and [`follow`] see to it that none of it is lost, [`check`] reads what is stored of it;
+//! - [`find`] looks for restore points that are no times; [`restore`] unpacks a base, and gives a server its log up to one;
+//! - [`scratch`] does so for a trial.
 
 mod address;
 pub mod base;
@@ -28,6 +29,7 @@ pub mod wire;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use hindsight_catalog::{History, RestorePlan, Stretch, Target};
@@ -175,7 +177,8 @@ impl Engine for PostgresEngine {
     }
 
     async fn start_scratch(&self, request: &ScratchRequest) -> Result<Box<dyn Scratch>> {
-        Ok(Box::new(scratch::ScratchServer::start(request).await?))
+        // Into a folder, which takes no connection.
+        Ok(Box::new(scratch::ScratchServer::start(request, Arc::new(Self::new(""))).await?))
     }
 }
 

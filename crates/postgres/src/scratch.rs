@@ -1,5 +1,6 @@
 //! A drill: a folder of its own to restore into, and a server in it that reads all that came back.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -47,8 +48,9 @@ impl ScratchServer {
             let programs = Programs::find(request.program.as_deref(), wanted)?;
             let owner = owner()?;
             let failed = |error: std::io::Error| local(&request.folder, &error);
-            let folder =
-                tempfile::Builder::new().prefix("hindsight-drill-").tempdir_in(&request.folder).map_err(failed)?;
+            let mut folder = tempfile::Builder::new();
+            folder.prefix("hindsight-drill-").permissions(std::fs::Permissions::from_mode(0o700));
+            let folder = folder.tempdir_in(&request.folder).map_err(failed)?;
             let data = folder.path().join(DATA);
             std::fs::create_dir(&data).map_err(failed)?;
             owner.give(&data).and_then(|()| owner.give(folder.path())).map_err(failed)?;

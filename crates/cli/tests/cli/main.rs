@@ -8,6 +8,7 @@ mod disks;
 mod google;
 mod housekeeping;
 mod metrics;
+mod postgres;
 mod resume;
 mod sealed;
 mod secrets;

@@ -26,6 +26,7 @@ pub use contents::describe;
 pub use manifest::{BackupManifest, Expected, ManifestError, ManifestReader, WalRange};
 pub use page::{PageProblem, PageSizes, page_checksum};
 pub use stored::{StoredBase, StoredDatabase, StoredTablespace};
+pub(crate) use stored::{archive_of, load_backup_manifest};
 pub use take::take;
 #[cfg(test)]
 pub(crate) use tar::tests as tar_tests;

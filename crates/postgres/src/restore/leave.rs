@@ -1,6 +1,6 @@
 //! How a restored cluster is left: on disk, whole, and with a server that runs, if that is wanted.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -11,7 +11,7 @@ use super::recover::Facts;
 use super::settings::{self, Standing};
 use crate::base::StoredBase;
 use crate::feed::blocking;
-use crate::server::{Private, Programs, Server};
+use crate::server::{Private, Programs, Server, local};
 
 /// Seconds that a server may take to start, which has nothing to recover.
 const TO_START: u32 = 120;
@@ -38,7 +38,8 @@ pub(super) async fn leave(
         place.sync()?;
         // Only what is on disk is whole.
         private.remove()?;
-        place.sync()
+        let path = place.directory();
+        File::open(path).and_then(|directory| directory.sync_all()).map_err(|error| local(path, &error))
     })
     .await
 }
@@ -84,8 +85,9 @@ fn why(log: &Path) -> String {
         .collect();
     match telling.as_slice() {
         [] => text.lines().last().unwrap_or("it said nothing").to_owned(),
-        [.., before, last] if *before != *last => format!("{before} | {last}"),
-        [.., last] => (*last).to_owned(),
+        [one] => (*one).to_owned(),
+        // What went wrong first, and what it came to.
+        [first, .., last] => format!("{first} | {last}"),
     }
 }
 

@@ -23,7 +23,7 @@ use hindsight_engine::{Destination, EngineError, Job, Preview, RestoreOptions, R
 use hindsight_format::{Position, RestoreTotals};
 use hindsight_repository::ClusterRepository;
 
-use crate::base::BackupManifest;
+use crate::base::{BackupManifest, load_backup_manifest};
 use crate::feed::blocking;
 use crate::server::Private;
 use crate::{Lsn, TimelineId, of_position};
@@ -128,7 +128,7 @@ async fn read(job: &Job, plan: &RestorePlan, ready: &Ready, cut: Lsn, skip_data:
     let (base, id, parts) = (&ready.base, &plan.base.id, &ready.parts);
     let log = StoredLog::of(&job.cluster, plan, base, Some(cut)).await?;
     let log = Arc::new(knowing_others(log, &job.cluster).await?);
-    let manifest = unpack::manifest(&job.cluster, &plan.base).await?;
+    let manifest = load_backup_manifest(&job.cluster, &plan.base).await?;
     let bytes = cut.since(base.start).unwrap_or(0);
     let (what, bytes) = match skip_data {
         false => ("reading the log and the data through", bytes.saturating_add(unpack::stored_bytes(parts))),
@@ -142,7 +142,7 @@ async fn read(job: &Job, plan: &RestorePlan, ready: &Ready, cut: Lsn, skip_data:
         }
     };
     let (walked, ()) = tokio::try_join!(walk(job, &log, base), checking)?;
-    walked.require_free_folders(ready.place.owner())?;
+    walked.require(ready.place.owner())?;
     Ok(Read { log, walked, manifest })
 }
 

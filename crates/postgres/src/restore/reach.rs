@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use hindsight_catalog::{Cut, RestorePlan};
-use hindsight_engine::{EngineError, FailureKind, Reached, Result};
+use hindsight_engine::{EngineError, FailureKind, Reached};
 use hindsight_format::format_time;
 use jiff::Timestamp;
 
 use super::log::{StoredLog, only_stream, position};
 use crate::base::StoredBase;
-use crate::feed::feed;
-use crate::wal::{Event, Expect, Resolver, Span, Target, Unreachable, WalError, WalReader, What};
+use crate::feed::{Feed, feed};
+use crate::wal::{Event, Expect, Resolution, Resolver, Span, Target, Unreachable, WalError, WalReader, What};
 use crate::{Lsn, point};
+
+/// A result, of a failure that is told unless it says otherwise.
+type Result<T, E = EngineError> = std::result::Result<T, E>;
 
 /// Slices that are gone back through for the last commit before the cut. An idle server's have none.
 const LOOK_BACK: usize = 16;
@@ -119,55 +122,68 @@ pub(crate) fn damaged(log: &StoredLog, error: &WalError) -> EngineError {
         .hint("`hindsight verify` tells what else is wrong; a restore point before it may be reached")
 }
 
-/// What is read of a slice, with the damage that ends it.
-type Read<T> = (T, Option<WalError>);
-
 /// After all records that end at or before `limit`.
 async fn through(log: &Arc<StoredLog>, limit: Lsn) -> Result<(usize, Around)> {
     let mut found = None;
     for (index, source) in log.sources().iter().enumerate() {
         let ((start, _), (end, _)) = (position(&source.name().start)?, position(&source.name().end)?);
         if start < limit && limit <= end {
-            found = Some((index, start, end));
+            found = Some((index, end));
         }
     }
-    let (index, start, end) = found.ok_or_else(|| {
+    let (index, end) = found.ok_or_else(|| {
         let (from, to) = (log.segments().start(), log.segments().cut());
         EngineError::damaged(format!("the log from {from} to {to} does not hold {limit}"))
     })?;
-    // What else was stored of it ends elsewhere.
-    let (start, end) = (start.max(log.segments().start()), end.min(log.segments().cut()));
-    let expect = log.segments().expect();
-    let read = feed(log.read(start..end), move |pieces| {
-        let (mut reader, mut around) = (reader(start, expect), Around { cut: start, ..Around::default() });
-        let mut cut = None;
-        for piece in pieces {
-            let before = usize::try_from(limit.0.saturating_sub(reader.position().0)).unwrap_or(usize::MAX);
-            let (now, later) = piece.split_at_checked(before).unwrap_or((&piece, &[]));
-            let mut see = |event: Event| around.see(event, limit);
-            let mut fed = reader.feed(now, &mut see);
-            if cut.is_none() && reader.position() >= limit && fed.is_ok() {
+    for index in (0..=index).rev() {
+        // What else was stored of the last one ends elsewhere.
+        let (start, end) = (begin(log, index)?, end.min(log.segments().cut()));
+        let expect = log.segments().expect();
+        let read = feed(log.read(start..end), move |pieces| Ok(read_through(reader(start, expect), limit, pieces)));
+        match read.await? {
+            Err(error) => return Err(damaged(log, &error)),
+            Ok((Some(last), around)) => {
+                let cut = if last.end <= limit { last.end } else { end_before(last.start, &log.segments().expect()) };
+                return Ok((index, Around { cut, ..around }));
+            }
+            // All of it is in the midst of a record that is longer than the slice.
+            Ok((None, _)) => {}
+        }
+    }
+    Err(EngineError::damaged(format!("no record of the log ends at {limit} or before")))
+}
+
+/// Reads on to the end of a slice. Gives the last record that begins before `limit` and was read by then, and what is
+/// around it.
+fn read_through(mut reader: WalReader, limit: Lsn, pieces: &mut Feed) -> Result<(Option<Span>, Around), WalError> {
+    let (mut around, mut cut) = (Around::default(), None);
+    for piece in pieces {
+        let before = usize::try_from(limit.0.saturating_sub(reader.position().0)).unwrap_or(usize::MAX);
+        let (now, later) = piece.split_at_checked(before).unwrap_or((&piece, &[]));
+        let mut see = |event: Event| around.see(event, limit);
+        if cut.is_none() {
+            reader.feed(now, &mut see)?;
+            if reader.position() >= limit {
                 cut = Some(reader.last_record());
             }
-            if fed.is_ok() {
-                fed = reader.feed(later, &mut see);
-            }
-            match fed {
-                // What is wrong behind it does not matter.
-                Err(_) if cut.is_some() => break,
-                Err(error) => return Ok((around, Some(error))),
-                Ok(()) => {}
-            }
         }
-        if let Some(last) = cut.flatten() {
-            around.cut = if last.end <= limit { last.end } else { end_before(last.start, &expect) };
+        // What is wrong behind it does not matter.
+        if cut.is_some() && reader.feed(later, &mut see).is_err() {
+            break;
         }
-        Ok::<Read<Around>, _>((around, None))
-    });
-    match read.await? {
-        (_, Some(error)) => Err(damaged(log, &error)),
-        (around, None) => Ok((index, around)),
     }
+    Ok((cut.flatten(), around))
+}
+
+/// Where a slice begins, of what is read of it.
+fn begin(log: &StoredLog, index: usize) -> Result<Lsn> {
+    let source = log.sources().get(index).ok_or_else(|| EngineError::damaged("there is no log to recover from"))?;
+    Ok(position(&source.name().start)?.0.max(log.segments().start()))
+}
+
+/// Whether a slice begins in the midst of a record: the rest of it was passed over.
+fn passed_over(reader: &WalReader, start: Lsn) -> bool {
+    reader.first_record().is_none_or(|first| ![0, 24, 40].contains(&first.0.saturating_sub(start.0)))
 }
 
 impl Around {
@@ -187,43 +203,65 @@ impl Around {
 async fn before(log: &Arc<StoredLog>, base: &StoredBase, time: Timestamp) -> Result<(usize, Around)> {
     // Slices are named after the latest time in them or before, in whole seconds.
     let may_hold = |source: &super::log::Source| source.name().end.time.as_second() >= time.as_second();
-    let index = log.sources().iter().position(may_hold).unwrap_or(log.sources().len().saturating_sub(1));
-    let first = log.sources().get(index).ok_or_else(|| EngineError::damaged("there is no log to recover from"))?;
-    let (start, end) = (position(&first.name().start)?.0.max(log.segments().start()), log.segments().cut());
-    let (expect, consistent_at) = (log.segments().expect(), base.stop);
-    let read = feed(log.read(start..end), move |pieces| {
-        let mut reader = reader(start, expect);
-        let mut resolver = Resolver::new(Target::Before(time), consistent_at);
-        let (mut last, mut left_out) = (None, None);
-        for piece in pieces {
-            let fed = reader.feed(&piece, &mut |event: Event| {
-                resolver.see(&event);
-                if !resolver.is_found() {
-                    last = Some(event);
-                } else if event.what.is_commit() && left_out.is_none() {
-                    left_out = event.what.time();
-                }
-            });
-            if resolver.is_decided() && left_out.is_some() {
-                break;
-            }
-            match fed {
-                Err(_) if resolver.is_decided() => break,
-                Err(error) => return Ok((Err(Unreachable::Damaged(error)), None, last, left_out)),
-                Ok(()) => {}
-            }
+    let first = log.sources().iter().position(may_hold).unwrap_or(log.sources().len().saturating_sub(1));
+    for index in (0..=first).rev() {
+        let (start, end) = (begin(log, index)?, log.segments().cut());
+        let (expect, consistent_at) = (log.segments().expect(), base.stop);
+        let resolver = Resolver::new(Target::Before(time), consistent_at);
+        let read = feed(log.read(start..end), move |pieces| Ok(read_before(reader(start, expect), resolver, pieces)));
+        let Resolved { resolution, read, last, left_out, passed_over } = read.await?;
+        // A record longer than the slice could be what is looked for.
+        if passed_over && index > 0 {
+            continue;
         }
-        let read: Option<Span> = reader.last_record();
-        Ok((resolver.finish(read), read, last, left_out))
-    });
-    let (resolution, read, last, left_out) = read.await?;
-    let resolution = resolution.map_err(|error| unreachable(log, time, &error))?;
-    let cut = match read {
-        Some(last) if resolution.stop.inclusive => last.end,
-        _ => end_before(resolution.stop.lsn, &expect),
+        let resolution = resolution.map_err(|error| unreachable(log, time, &error))?;
+        let cut = match read {
+            Some(last) if resolution.stop.inclusive => last.end,
+            _ => end_before(resolution.stop.lsn, &expect),
+        };
+        let (commit, overtaken) = (resolution.before, resolution.overtaken);
+        return Ok((index, Around { cut, commit, last, left_out, overtaken }));
+    }
+    Err(EngineError::damaged("there is no log to recover from"))
+}
+
+/// What was read to find a time.
+struct Resolved {
+    resolution: Result<Resolution, Unreachable>,
+    /// The last record that was read.
+    read: Option<Span>,
+    /// The last event before the cut.
+    last: Option<Event>,
+    left_out: Option<Timestamp>,
+    passed_over: bool,
+}
+
+fn read_before(mut reader: WalReader, mut resolver: Resolver, pieces: &mut Feed) -> Resolved {
+    let (start, mut last, mut left_out, mut failed) = (reader.position(), None, None, None);
+    for piece in pieces {
+        let fed = reader.feed(&piece, &mut |event: Event| {
+            resolver.see(&event);
+            if !resolver.is_found() {
+                last = Some(event);
+            } else if event.what.is_commit() && left_out.is_none() {
+                left_out = event.what.time();
+            }
+        });
+        if let Err(error) = fed {
+            // What is wrong behind it does not matter.
+            failed = Some(error).filter(|_| !resolver.is_decided());
+            break;
+        }
+        if resolver.is_decided() && left_out.is_some() {
+            break;
+        }
+    }
+    let (read, passed_over) = (reader.last_record(), passed_over(&reader, start));
+    let resolution = match failed {
+        Some(error) => Err(Unreachable::Damaged(error)),
+        None => resolver.finish(read),
     };
-    let commit = resolution.before;
-    Ok((index, Around { cut, commit, last, left_out, overtaken: resolution.overtaken }))
+    Resolved { resolution, read, last, left_out, passed_over }
 }
 
 fn unreachable(log: &StoredLog, time: Timestamp, error: &Unreachable) -> EngineError {

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::place::Place;
 use crate::base::{
-    BackupManifest, ManifestReader, TarEvent, TarHeader, TarKind, TarReader, Verified, Verifier, VerifyOptions,
+    BackupManifest, TarEvent, TarHeader, TarKind, TarReader, Verified, Verifier, VerifyOptions, archive_of,
 };
 use crate::feed::{blocking, feed};
 use crate::server::local;
@@ -30,8 +30,6 @@ const AT_ONCE: usize = 8;
 const READ_AT_ONCE: usize = 4;
 /// Frames of each that are decompressed ahead.
 const FRAMES_AHEAD: usize = 1;
-/// The server's list of its files.
-const MANIFEST: &str = "backup_manifest.zst";
 /// Files that are not for the server: the map would lead it to where tablespaces were, the others would make it a standby.
 const LEFT_OUT: [&[u8]; 4] = [b"tablespace_map", b"standby.signal", b"recovery.signal", b"backup_manifest"];
 
@@ -62,14 +60,11 @@ impl Part {
 /// # Errors
 /// One that is of no archive.
 pub(crate) fn parts(manifest: &SnapshotManifest) -> Result<Vec<Part>> {
-    let objects = manifest.objects.iter().filter_map(|object| Some((object, object.name.strip_prefix("data/")?)));
-    let parts = objects.map(|(object, name)| {
-        let set = name.split_once('/').map(|(set, _)| set);
-        let tablespace = match set {
-            Some("base") => None,
-            Some(oid) if oid.parse::<u32>().is_ok_and(|number| number.to_string() == oid) => oid.parse().ok(),
-            _ => return Err(EngineError::damaged(format!("{} is of no archive of a base", object.name))),
-        };
+    let data = manifest.objects.iter().filter(|object| object.name.starts_with("data/"));
+    let parts = data.map(|object| {
+        let archive = archive_of(&object.name);
+        let tablespace =
+            archive.ok_or_else(|| EngineError::damaged(format!("{} is of no archive of a base", object.name)))?;
         Ok(Part { object: object.clone(), tablespace })
     });
     let parts: Vec<Part> = parts.collect::<Result<_>>()?;
@@ -113,25 +108,6 @@ pub(crate) async fn check(job: &Job, id: &str, parts: &[Part]) -> Result<()> {
 /// Bytes stored of the data.
 pub(crate) fn stored_bytes(parts: &[Part]) -> u64 {
     parts.iter().map(|part| part.object.stored_bytes).fold(0, u64::saturating_add)
-}
-
-/// Reads the server's list of its files.
-///
-/// # Errors
-/// There is none, or it is damaged.
-pub(crate) async fn manifest(cluster: &ClusterRepository, snapshot: &SnapshotManifest) -> Result<BackupManifest> {
-    let damaged = |why: String| EngineError::damaged(format!("snapshot {}: {why}", snapshot.id));
-    let object = snapshot.objects.iter().find(|object| object.name == MANIFEST);
-    let object = object.ok_or_else(|| damaged("there is no backup manifest".to_owned()))?;
-    let key = cluster.keys().snapshot_object(&snapshot.id, MANIFEST);
-    let frames = cluster.object_reader(&key, Some(object)).await?.stream(|_| true, FRAMES_AHEAD);
-    let frames = frames.map(|frame| Ok(frame?.1));
-    let read = feed(frames, |frames| {
-        let mut reader = ManifestReader::new();
-        let read = frames.into_iter().try_for_each(|frame| reader.feed(&frame)).and_then(|()| reader.finish());
-        read.map_err(|error| EngineError::damaged(error.to_string()))
-    });
-    read.await.map_err(|error| if error.source.is_none() { damaged(error.what) } else { error })
 }
 
 /// Unpacks all parts to their place, which has been made, and compares what they hold with the list.

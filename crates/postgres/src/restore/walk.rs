@@ -15,7 +15,7 @@ use crate::Lsn;
 use crate::base::StoredBase;
 use crate::feed::feed;
 use crate::server::{Owner, local};
-use crate::wal::{Event, Span, WalReader, What};
+use crate::wal::{Event, Span, WalLevel, WalReader, What};
 
 /// What there is in the log from where the base begins to the cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) struct Walked {
     pub(crate) records: u64,
     /// Folders of tablespaces that are created.
     folders: Vec<(Lsn, String)>,
+    /// Where the source began to log too little for any recovery.
+    minimal: Option<Lsn>,
 }
 
 /// Reads all of the log up to the cut, and verifies every record.
@@ -41,38 +43,49 @@ pub(crate) async fn walk(job: &Job, log: &Arc<StoredLog>, base: &StoredBase) -> 
         Ok::<_, EngineError>(piece)
     });
     let walking = feed(Box::pin(bytes), move |pieces| {
-        let (mut reader, mut folders) = (WalReader::at_record(start, expect), Vec::new());
+        let (mut reader, mut folders, mut minimal) = (WalReader::at_record(start, expect), Vec::new(), None);
         for piece in pieces {
-            let read = reader.feed(&piece, &mut |Event { span, what }| {
-                if let What::CreateTablespace { location, .. } = what {
-                    folders.push((span.start, location));
-                }
+            let read = reader.feed(&piece, &mut |Event { span, what }| match what {
+                What::CreateTablespace { location, .. } => folders.push((span.start, location)),
+                What::ParameterChange { wal_level: WalLevel::Minimal } => minimal = minimal.or(Some(span.start)),
+                _ => {}
             });
             if let Err(error) = read {
                 return Ok(Err(error));
             }
         }
-        Ok(Ok((reader.last_record(), reader.counts().total(), folders)))
+        Ok(Ok((reader.last_record(), reader.counts().total(), folders, minimal)))
     });
     let walked = tokio::select! {
         walked = walking => walked?,
         () = job.cancel.cancelled() => return Err(EngineError::cancelled()),
     };
-    let (last, records, folders) = walked.map_err(|error| damaged(log, &error))?;
+    let (last, records, folders, minimal) = walked.map_err(|error| damaged(log, &error))?;
     match last {
-        Some(last) if last.end == cut => Ok(Walked { last, records, folders }),
+        Some(last) if last.end == cut => Ok(Walked { last, records, folders, minimal }),
         _ => Err(EngineError::damaged(format!("no record of the log ends at {cut}, where it was to be cut"))
             .hint("name the restore point again")),
     }
 }
 
 impl Walked {
-    /// Makes sure that no tablespace is created in a folder that somebody uses: a server that replays that makes itself at
-    /// home in the very folder that is named in the log, also where that is its source's.
+    /// Makes sure that a server can replay it on this machine.
     ///
     /// # Errors
-    /// One would be, or there is no such folder.
-    pub(crate) fn require_free_folders(&self, owner: &Owner) -> Result<()> {
+    /// It cannot, or must not.
+    pub(crate) fn require(&self, owner: &Owner) -> Result<()> {
+        if let Some(at) = self.minimal {
+            let what =
+                format!("from {at} on the log was written with wal_level = minimal, which no recovery gets past");
+            let hint = "restore to before that, or from a snapshot that was taken after it";
+            return Err(EngineError::new(FailureKind::Unsupported, what).hint(hint));
+        }
+        self.require_free_folders(owner)
+    }
+
+    /// Makes sure that no tablespace is created in a folder that somebody uses: a server that replays that makes itself at
+    /// home in the very folder that is named in the log, also where that is its source's.
+    fn require_free_folders(&self, owner: &Owner) -> Result<()> {
         for (at, folder) in self.folders.iter().filter(|(_, folder)| !folder.is_empty()) {
             let path = Path::new(folder);
             let refused = |why: &str, hint: String| {
@@ -112,8 +125,11 @@ mod tests {
             last: Span { start: Lsn(1), end: Lsn(2) },
             records: 1,
             folders: folders.iter().map(|path| (Lsn(7), path.display().to_string())).collect(),
+            minimal: None,
         };
-        let require = |path: &Path| walked(&[path]).require_free_folders(&Owner::us());
+        let require = |path: &Path| walked(&[path]).require(&Owner::us());
+        let minimal = Walked { minimal: Some(Lsn(9)), ..walked(&[]) };
+        assert!(minimal.require(&Owner::us()).unwrap_err().what.contains("from 0/9 on"));
         require(folder.path()).unwrap();
         require(Path::new("")).unwrap();
         assert!(require(&folder.path().join("none")).unwrap_err().hint.unwrap().starts_with("make it: install -d"));

@@ -118,8 +118,8 @@ impl Server {
         if !ended {
             return Err(self.failed("does not end"));
         }
-        let log = self.log_end();
-        if log.iter().any(|line| line.ends_with("database system is shut down")) {
+        // Nothing comes after that.
+        if self.log_end().last().is_some_and(|line| line.ends_with("database system is shut down")) {
             Ok(())
         } else {
             Err(self.failed("did not end cleanly"))

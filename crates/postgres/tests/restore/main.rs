@@ -7,6 +7,7 @@ mod histories;
 mod moments;
 mod refused;
 mod stored;
+mod whole;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,11 +88,22 @@ async fn restore_to(
     directory: &Directory,
     gate: Arc<dyn Gate>,
 ) -> Result<(Preview, Restored), EngineError> {
+    restore_asking(stored, target, directory, gate, command()).await
+}
+
+/// The same with another `restore_command`.
+async fn restore_asking(
+    stored: &Stored,
+    target: &Target,
+    directory: &Directory,
+    gate: Arc<dyn Gate>,
+    command: String,
+) -> Result<(Preview, Restored), EngineError> {
     let plan = plan(&stored.history().await, target, None, Timestamp::now()).unwrap();
     let (everything, destination) = (Selection::default(), Destination::Directory(directory.clone()));
     let preview = restore::prepare(&stored.cluster, &plan, &everything, &destination).await?;
     let (job, options) = (job(&stored.cluster), options(gate));
-    let done = restore::run_asking(&job, &plan, &everything, &destination, &preview, &options, command()).await?;
+    let done = restore::run_asking(&job, &plan, &everything, &destination, &preview, &options, command).await?;
     Ok((preview, done))
 }
 

@@ -9,7 +9,7 @@ use super::stored::{Stored, clock};
 use super::{restored, source, target};
 
 /// All that pgbench has in its tables, in short.
-async fn contents(server: &Postgres) -> String {
+pub async fn contents(server: &Postgres) -> String {
     let of = |table: &str| format!("SELECT count(*), md5(string_agg(t::text, ',' ORDER BY t::text)) FROM {table} t");
     let tables = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"].map(of);
     server.sql(&tables.join(" UNION ALL ")).await.unwrap()
@@ -26,8 +26,7 @@ async fn five_moments_by_time_position_and_name() {
     let mut moments = Vec::new();
     for name in ["one", "two", "three", "four", "five"] {
         server.pgbench(&["-n", "-c", "4", "-t", "150"]).await.unwrap();
-        server.sql(&format!("SELECT pg_create_restore_point('{name}')")).await.unwrap();
-        let lsn = server.sql("SELECT pg_current_wal_lsn()").await.unwrap();
+        let lsn = server.sql(&format!("SELECT pg_create_restore_point('{name}')")).await.unwrap();
         moments.push((name, clock(&server).await, lsn, contents(&server).await));
     }
     let last = manifest.streams["wal"].last.clone();
@@ -53,7 +52,7 @@ async fn five_moments_by_time_position_and_name() {
     // Everything, and the base as it is.
     let (found, _, _) = restored(&stored, &Target::Latest).await;
     assert_eq!(contents(&found).await, moments[4].3);
-    let (found, preview, _) = restored(&stored, &Target::Snapshot(manifest.id)).await;
+    let (found, preview, _) = restored(&stored, &Target::Snapshot(manifest.id.clone())).await;
     assert_eq!(found.sql("SELECT count(*) FROM pgbench_accounts").await.unwrap(), "100000");
     assert_eq!(found.sql("SELECT count(*) FROM pgbench_history").await.unwrap(), "0");
     assert!(preview.reaches.unwrap().through.unwrap().ends_with("the end of the backup"));
@@ -64,6 +63,13 @@ async fn five_moments_by_time_position_and_name() {
     assert!(refused.hint.unwrap().contains(&base.stop.to_string()));
     let refused = target(&stored, "xid:4000000000").await.unwrap_err();
     assert!(refused.what.contains("no transaction 4000000000"));
+
+    // Another history has the same positions: what is meant has to be said.
+    stored.begin_another(2, base.stop, 60 << 20).await;
+    let refused = target(&stored, "name:two").await.unwrap_err();
+    assert!(refused.what.contains("older history"), "{}", refused.what);
+    let hint = format!("--time {} --base-snapshot 2026-01-01T00:00:00Z", moments[1].2);
+    assert!(refused.hint.as_ref().is_some_and(|found| found.ends_with(&hint)), "{:?}", refused.hint);
 }
 
 #[tokio::test(flavor = "multi_thread")]

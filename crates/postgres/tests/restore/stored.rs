@@ -193,6 +193,17 @@ impl Stored {
         (manifest, base)
     }
 
+    /// Stores a slice of another epoch, of zeros.
+    pub async fn begin_another(&self, epoch: u64, from: Lsn, bytes: u64) {
+        let at = |lsn| point(Timestamp::now(), lsn, 9).unwrap();
+        let (start, end) = (at(from), at(Lsn(from.0 + bytes)));
+        let summary = LogSummary { end: end.clone(), ..LogSummary::starting_at(start.clone()) };
+        let name = SliceName { start, end, fence: 1 };
+        let zeros = vec![0; bytes as usize];
+        self.put(self.cluster.keys().slice(STREAM, epoch, &name), ObjectKind::Slice, &[(9, &zeros)], Some(summary))
+            .await;
+    }
+
     /// Stores the log from `from` to where the server has written it, a slice for every so many transactions. The last one
     /// is as one of an idle server that told its time a while later.
     pub async fn capture(

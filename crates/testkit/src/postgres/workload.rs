@@ -139,8 +139,13 @@ impl PgWorkload {
             }
             sleep(Duration::from_millis(20)).await;
         }
-        let now = r#"to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"#;
-        let time = self.server.sql(&format!("SELECT {now}")).await?;
+        // Restores are to whole seconds: the next one, which the workload then waits for.
+        let next = "date_trunc('second', clock_timestamp()) + interval '1 second'";
+        let time = self
+            .server
+            .sql(&format!(r#"SELECT to_char({next} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"#))
+            .await?;
+        self.server.sql(&format!("SELECT pg_sleep_until('{time}')")).await?;
         Ok(PgPaused { lsn, time, _gate: gate })
     }
 
@@ -199,7 +204,7 @@ impl Drop for PgWorkload {
 pub struct PgPaused {
     /// The end of the log: all that was written is before it.
     pub lsn: String,
-    /// The server's time, such as `2026-03-01T10:00:00.123456Z`: later than all that was written, earlier than what will.
+    /// A second by the server's clock, such as `2026-03-01T10:00:00Z`: all that was written is older, what will be is not.
     pub time: String,
     _gate: OwnedRwLockWriteGuard<()>,
 }

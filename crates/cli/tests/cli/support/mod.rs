@@ -40,6 +40,14 @@ impl Cli {
         cli
     }
 
+    /// The same with the program copied into a folder: where everybody may run it, also whom a database's server belongs to.
+    pub fn installed_in(mut self, folder: &Path) -> Self {
+        let program = folder.join("hindsight");
+        std::fs::copy(&self.program, &program).unwrap();
+        self.program = program;
+        self
+    }
+
     /// The same with more variables.
     pub fn with(mut self, variables: impl IntoIterator<Item = (&'static str, String)>) -> Self {
         self.variables.extend(variables);
