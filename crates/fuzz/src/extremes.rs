@@ -133,6 +133,31 @@ pub fn inputs(target: &str) -> Vec<(&'static str, Vec<u8>)> {
             ("applyOps in applyOps", folded(&entry("c", apply_ops))),
             ("nested catalog", [&[0][..], &nested("readFrom", DEEP)].concat()),
         ],
+        "wal" => vec![
+            ("one record after another", [&[2][..], &[1, 0, 0, 0].repeat(1 << 14)].concat()),
+            ("a long record", {
+                let mut log = hindsight_postgres::fuzzing::MadeUp::new(hindsight_postgres::wal::Version::V15);
+                log.record(10, 0, &vec![7; 1 << 20]);
+                [&[2][..], &log.bytes].concat()
+            }),
+        ],
+        "tar" => vec![("a file of 8 GiB", {
+            let mut header = vec![0; 512];
+            header[0] = b'a';
+            header[100..108].copy_from_slice(b"0000600 ");
+            header[124..136].copy_from_slice(b"77777777777 ");
+            header[136..148].copy_from_slice(b"00000000000 ");
+            header[156] = b'0';
+            [header, vec![1; 1 << 16]].concat()
+        })],
+        "manifest" => vec![
+            ("nested", [&b"{\"Files\":"[..], &b"[{\"a\":".repeat(1 << 16)].concat()),
+            ("one line", b"x".repeat(1 << 20)),
+            (
+                "a long text",
+                [b"{\"PostgreSQL-Backup-Manifest-Version\": 1,\n\"", &b"\\\"".repeat(1 << 18)[..]].concat(),
+            ),
+        ],
         _ => Vec::new(),
     }
 }

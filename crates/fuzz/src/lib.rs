@@ -22,7 +22,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "names", run: targets::stored::names },
     Target { name: "records", run: targets::stored::records },
     Target { name: "objects", run: targets::stored::objects },
@@ -32,6 +32,9 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "updates", run: targets::oplog::updates },
     Target { name: "ids", run: targets::oplog::ids },
     Target { name: "fold", run: targets::fold::fold },
+    Target { name: "wal", run: targets::postgres::wal },
+    Target { name: "tar", run: targets::postgres::tar },
+    Target { name: "manifest", run: targets::postgres::manifest },
 ];
 
 /// Runs the target `name` on one input.

@@ -154,3 +154,18 @@ fn ids() {
 fn folds() {
     try_target("fold");
 }
+
+#[test]
+fn logs() {
+    try_target("wal");
+}
+
+#[test]
+fn archives() {
+    try_target("tar");
+}
+
+#[test]
+fn manifests() {
+    try_target("manifest");
+}

@@ -13,6 +13,8 @@ pub mod cluster;
 mod feed;
 pub mod find;
 pub mod follow;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod grants;
 mod lsn;
 mod point;

@@ -2,5 +2,6 @@
 
 pub(crate) mod fold;
 pub(crate) mod oplog;
+pub(crate) mod postgres;
 pub(crate) mod stored;
 pub(crate) mod timeline;

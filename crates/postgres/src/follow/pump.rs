@@ -156,3 +156,91 @@ impl Pump {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    use super::*;
+    use crate::wire::scripted::streaming;
+
+    /// The next message that the server gets, if one comes within a minute.
+    async fn message(server: &mut DuplexStream) -> Option<(u8, Vec<u8>)> {
+        let tag = timeout(Duration::from_secs(60), server.read_u8()).await.ok()?.unwrap();
+        let mut body = vec![0; server.read_u32().await.unwrap() as usize - 4];
+        server.read_exact(&mut body).await.unwrap();
+        Some((tag, body))
+    }
+
+    /// What is told to be written and flushed.
+    fn status(body: &[u8]) -> (u64, u64) {
+        assert_eq!(body.first(), Some(&b'r'));
+        let number = |at: usize| u64::from_be_bytes(*body.get(at..).unwrap().first_chunk().unwrap());
+        (number(1), number(9))
+    }
+
+    /// A stream of as many pieces of one byte; only the last is all that there is.
+    async fn pump(pieces: u64, lasting: bool) -> (mpsc::Receiver<Result<Piece>>, watch::Sender<Lsn>, DuplexStream) {
+        let all: Vec<_> = (1..=pieces).map(|at| (Lsn(at), &b"x"[..], Lsn(pieces + 1))).collect();
+        let (stream, server) = streaming(&all).await;
+        let stored = watch::Sender::new(Lsn(1));
+        let pump =
+            Pump { stream, slot: None, received: Lsn(1), primary: true, lasting, stored: stored.subscribe() };
+        (pump.start(), stored, server)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_reads_is_given_up_after_a_while() {
+        for lasting in [false, true] {
+            let (mut pieces, _stored, mut server) = pump(WAITING as u64 + 20, lasting).await;
+            let begun = Instant::now();
+            let mut ended = false;
+            while begun.elapsed() < 10 * PATIENCE && !ended {
+                match message(&mut server).await {
+                    // The server hears of it meanwhile, and what is told it has is what was read.
+                    Some((b'd', body)) => assert!(status(&body).0 <= WAITING as u64 + 1),
+                    Some((tag, _)) => ended = tag == b'c',
+                    None => break,
+                }
+            }
+            assert_eq!(ended, !lasting);
+            // What was read before is there.
+            for at in 1..=WAITING as u64 {
+                let Some(Ok(Piece::Log { start, clock: None, .. })) = pieces.recv().await else { panic!("{at}") };
+                assert_eq!(start, Lsn(at));
+            }
+            match lasting {
+                false => assert!(pieces.recv().await.is_none()),
+                true => assert!(matches!(pieces.recv().await, Some(Ok(Piece::Log { .. })))),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_shuts_down_is_told_that_all_has_come() {
+        let (mut pieces, stored, mut server) = pump(3, false).await;
+        for clock in [false, false, true] {
+            let Some(Ok(Piece::Log { clock: told, .. })) = pieces.recv().await else { panic!("no piece") };
+            // The clock counts where nothing is missing.
+            assert_eq!(told.is_some(), clock);
+        }
+        stored.send_replace(Lsn(2));
+        while message(&mut server).await.is_none_or(|(tag, body)| tag != b'd' || status(&body) != (4, 2)) {}
+        // A sign of life that wants a reply.
+        let alive = [&b"k"[..], &4_u64.to_be_bytes(), &[0; 8], &[1]].concat();
+        server.write_all(&[&b"d"[..], &(alive.len() as u32 + 4).to_be_bytes(), &alive].concat()).await.unwrap();
+        while message(&mut server).await.is_none_or(|(_, body)| status(&body) != (4, 0)) {}
+        assert!(matches!(pieces.recv().await, Some(Ok(Piece::Quiet(_)))));
+        // Who reads is gone: so is the stream, after it has told what is stored.
+        stored.send_replace(Lsn(3));
+        drop((pieces, stored));
+        let mut last = (0, 0);
+        while let Some((tag, body)) = message(&mut server).await
+            && tag != b'c'
+        {
+            last = status(&body);
+        }
+        assert_eq!(last, (4, 3));
+    }
+}

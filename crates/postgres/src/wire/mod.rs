@@ -21,7 +21,7 @@ mod tls;
 mod verifier;
 
 #[cfg(test)]
-mod scripted;
+pub(crate) mod scripted;
 
 pub use backup::{
     BackupEvent, BackupOptions, BackupPosition, BaseBackup, Compression, CompressionMethod, ManifestChecksums,

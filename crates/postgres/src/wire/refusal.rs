@@ -9,6 +9,7 @@ use super::ServerError;
 
 /// The codes that matter here.
 pub(crate) mod code {
+    pub(crate) const PROTOCOL_VIOLATION: &str = "08P01";
     pub(crate) const FEATURE_NOT_SUPPORTED: &str = "0A000";
     pub(crate) const INVALID_AUTHORIZATION: &str = "28000";
     pub(crate) const INVALID_PASSWORD: &str = "28P01";
@@ -54,7 +55,7 @@ pub(super) fn kind(server: &ServerError) -> FailureKind {
             FailureKind::Unreachable
         }
         code::FEATURE_NOT_SUPPORTED | code::SYNTAX_ERROR => FailureKind::Unsupported,
-        _ if no_replication(server) => FailureKind::Unsupported,
+        _ if no_replication(server) || is_pooler(server) => FailureKind::Unsupported,
         _ => FailureKind::Server,
     }
 }
@@ -87,6 +88,9 @@ pub(super) fn hint(server: &ServerError) -> Option<String> {
         }
         code::FEATURE_NOT_SUPPORTED | code::SYNTAX_ERROR => {
             "see the version of the server: replication as it is used here came with PostgreSQL 13"
+        }
+        _ if is_pooler(server) => {
+            "connect to the server itself: what answers there is a pooler, which passes no replication on"
         }
         _ if no_replication(server) => {
             "set wal_level = replica, max_wal_senders = 10 and max_replication_slots = 10 on the server, and restart it"
@@ -127,6 +131,11 @@ fn no_replication(server: &ServerError) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether it is a pooler that does not know sessions for replication: PgBouncer says `unsupported startup parameter: replication`.
+fn is_pooler(server: &ServerError) -> bool {
+    server.code == code::PROTOCOL_VIOLATION && server.message.contains("startup parameter: replication")
 }
 
 #[cfg(test)]
@@ -177,6 +186,13 @@ mod tests {
             refused("55000", "CheckSlotRequirements", "Replikations-Slots können nur verwendet werden, wenn ...");
         assert_eq!(error.kind, FailureKind::Unsupported);
         assert!(error.hint.is_some_and(|hint| hint.contains("wal_level = replica")));
+    }
+
+    #[test]
+    fn a_pooler_is_told_from_a_server() {
+        let error = refused("08P01", "", "unsupported startup parameter: replication");
+        assert_eq!(error.kind, FailureKind::Unsupported);
+        assert!(error.hint.is_some_and(|hint| hint.contains("is a pooler")));
     }
 
     #[test]

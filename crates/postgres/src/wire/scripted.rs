@@ -92,6 +92,16 @@ async fn session(version: &str, script: Script, gone: bool) -> (Connection, Dupl
     (connection, theirs)
 }
 
+/// A stream over which these pieces come, each with how far the log of the server goes, and nothing more; and the other end.
+pub(crate) async fn streaming(pieces: &[(Lsn, &[u8], Lsn)]) -> (WalStream, DuplexStream) {
+    let mut script = Script::default().message(b'W', b"\0\0\0");
+    for (start, bytes, end) in pieces {
+        script = script.data(&[b"w", &start.0.to_be_bytes()[..], &end.0.to_be_bytes(), &[0; 8], bytes].concat());
+    }
+    let (connection, server) = session("15.4", script, false).await;
+    (connection.start_replication(Some("s"), Lsn(1), 1).await.unwrap(), server)
+}
+
 const POSITION: [&str; 2] = ["recptr", "tli"];
 const TABLESPACES: [&str; 3] = ["spcoid", "spclocation", "size"];
 

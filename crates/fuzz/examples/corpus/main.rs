@@ -1,6 +1,9 @@
 //! Makes the corpus anew from what is really stored: a snapshot and the captured log of a hostile workload, of which
-//! small pieces of every kind are cut out. `cargo run -p hindsight-fuzz --example corpus`
+//! small pieces of every kind are cut out. `cargo run -p hindsight-fuzz --example corpus`, with the name of an engine for what is
+//! of that one alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+mod postgres;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -29,6 +32,19 @@ const SMALL: usize = 3 << 10;
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    let engine = std::env::args().nth(1);
+    let wanted = |name: &str| engine.as_deref().is_none_or(|engine| engine == name);
+    if wanted("postgresql") {
+        postgres::make().await?;
+    }
+    if wanted("mongodb") {
+        mongodb().await?;
+    }
+    println!("the corpus is in {}", corpus("").display());
+    Ok(())
+}
+
+async fn mongodb() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let repository = Repository::open_or_create(&RepositorySpec::new(folder.path().display().to_string())).await?;
     let cluster = fill(&repository).await?;
@@ -370,6 +386,5 @@ async fn folds(cluster: &ClusterRepository, manifest: &SnapshotManifest, entries
         let input = [&flags[..], header, &catalog, &SEPARATOR, &base, &SEPARATOR, &log].concat();
         keep("fold", &format!("{number:02}"), &input)?;
     }
-    println!("the corpus is in {}", corpus("").display());
     Ok(())
 }
