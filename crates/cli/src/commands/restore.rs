@@ -278,8 +278,11 @@ fn told(record: &RestoreRecord, next: &[String], proposal: &Proposal, words: &Wo
     let totals = &record.totals;
     let took = record.finished_at.map(|end| text::took(record.started_at, end)).unwrap_or_default();
     let reached = record.reached.as_ref().map(|at| format!("  reached        {at}\n")).unwrap_or_default();
-    let next: String = next.iter().map(|step| format!("Next: {step}\n")).collect();
-    let next = format!("{next}{}", next_steps(proposal, program));
+    // Who begins something new knows best what becomes of it.
+    let next = match next {
+        [] => next_steps(proposal, program),
+        steps => steps.iter().map(|step| format!("Next: {step}")).collect::<Vec<_>>().join("\n"),
+    };
     format!(
         "Restore {} is done.\n  \
          restore point  {}\n\

@@ -27,8 +27,12 @@ fn captured(cli: &Cli, moment: &str, directory: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_quiet_moment_of_a_hostile_day_comes_back() {
-    let options = PostgresOptions::default().set("max_prepared_transactions", "20").set("max_wal_size", "100MB");
-    let server = Arc::new(Postgres::start(options).await.unwrap());
+    let server = Arc::new(Postgres::start(PostgresOptions::default()).await.unwrap());
+    // In its configuration, which comes back with it.
+    for setting in ["max_prepared_transactions = 20", "max_wal_size = '100MB'"] {
+        server.sql(&format!("ALTER SYSTEM SET {setting}")).await.unwrap();
+    }
+    server.restart().await.unwrap();
     let cli = Cli::new(&server.uri_of("postgres")).installed_in(&server.new_folder("bin").unwrap());
     cli.run("config --set pitr.enabled=true pitr.uploadIntervalSec=1").ends(0, "pitr.enabled=true").ends(0, "slot");
     let slots = server.sql("SELECT count(*) FROM pg_replication_slots WHERE restart_lsn IS NOT NULL").await.unwrap();

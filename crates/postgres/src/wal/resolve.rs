@@ -3,7 +3,8 @@
 //! The rules are the server's own (`recoveryStopsBefore`, `recoveryStopsAfter` in xlogrecovery.c), so that a position
 //! found here stops it where `recovery_target_time` and its kind would, but is known before anything is touched:
 //!
-//! - a time: before the first transaction that ended, committed or not, at that time or later;
+//! - a time: before the first transaction that ended, committed or not, at that time or later (or, other than with the server,
+//!   was prepared then);
 //! - a transaction: after the record that it ended with;
 //! - a restore point: after the first one of the name.
 //!
@@ -123,6 +124,8 @@ impl Resolver {
             return;
         }
         let stop = match (&self.target, &event.what) {
+            // A server would not stop at one that was only prepared, and hold it from then on.
+            (Target::Before(time), What::Prepare { time: prepared, .. }) if prepared >= time => Some(false),
             (Target::Before(time), _) => ended.filter(|t| t >= time).map(|_| false),
             (Target::Transaction(xid), what) => what.transaction().filter(|x| x == xid).map(|_| true),
             (Target::RestorePoint(wanted), What::RestorePoint { name, .. }) if name == wanted => Some(true),
@@ -237,6 +240,15 @@ mod tests {
         );
         let found = run(Target::Before(time(5)), 0, &events).unwrap();
         assert_eq!((found.stop, found.before), (stop(100, false), None));
+    }
+
+    #[test]
+    fn nothing_is_prepared_from_the_time_on() {
+        let prepare =
+            |start, second| at(start, What::Prepare { xid: start as u32, gid: "g".to_owned(), time: time(second) });
+        let events = [commit(100, 10), prepare(200, 19), prepare(300, 20), commit(400, 21)];
+        let found = run(Target::Before(time(20)), 0, &events).unwrap();
+        assert_eq!((found.stop, found.at), (stop(300, false), Some(events[2].clone())));
     }
 
     #[test]

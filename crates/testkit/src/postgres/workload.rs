@@ -145,7 +145,9 @@ impl PgWorkload {
             .server
             .sql(&format!(r#"SELECT to_char({next} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')"#))
             .await?;
+        // A transaction ends the second in the log: what others only begin, such as taking from a sequence, comes after it.
         self.server.sql(&format!("SELECT pg_sleep_until('{time}')")).await?;
+        self.server.sql("SELECT pg_current_xact_id()").await?;
         Ok(PgPaused { lsn, time, _gate: gate })
     }
 
