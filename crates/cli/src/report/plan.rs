@@ -231,7 +231,7 @@ fn within(from: Timestamp, to: Timestamp, time: Option<Timestamp>) -> String {
 
 /// Where the cut is, and what lies on both sides of it.
 fn reaches(reached: &Reached) -> String {
-    let mut text = reached.point.to_string();
+    let mut text = reached.through.clone().unwrap_or_else(|| reached.point.to_string());
     if let Some(time) = reached.last_commit {
         text.push_str(&format!(", the last commit in it is of {}", format_time(time)));
     }
@@ -305,7 +305,7 @@ impl Report for PlanReport {
         let into = match (self.into.in_place, &self.into.cluster, &self.into.directory) {
             (true, ..) => "in place".to_owned(),
             (false, Some(name), _) => format!("another cluster, {name}"),
-            (false, None, Some(directory)) => format!("a new cluster in {directory}"),
+            (false, None, Some(_)) => "a new cluster".to_owned(),
             (false, None, None) => "another cluster, which the repository does not keep".to_owned(),
         };
         let log = match self.log.slices {
