@@ -14,11 +14,11 @@ use super::keep;
 
 /// No record is larger.
 const SMALL: usize = 300;
-const SEGMENT: usize = 16 << 20;
 const PAGE: usize = 8192;
 
 pub async fn make() -> Result<()> {
     let options = PostgresOptions::default().set("wal_level", "logical").set("max_prepared_transactions", "5");
+    let options = options.set("wal_keep_size", "1GB");
     let server = Postgres::start(options).await?;
     let folder = server.new_folder("fast")?.display().to_string();
     let tablespace = format!("create tablespace fast location '{folder}'");
@@ -42,45 +42,54 @@ pub async fn make() -> Result<()> {
         server.sql(statement).await?;
     }
     archives(&server).await?;
-    let mut files: Vec<_> =
-        std::fs::read_dir(server.data_dir().join("pg_wal"))?.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
-    files.retain(|path| path.is_file());
-    files.sort();
-    log(&std::fs::read(files.first().context("no segment")?)?)
+    let mut kinds = BTreeMap::new();
+    for file in std::fs::read_dir(server.data_dir().join("pg_wal"))? {
+        let path = file?.path();
+        if path.is_file() {
+            smallest(&std::fs::read(path)?, &mut kinds);
+        }
+    }
+    log(&kinds)
 }
 
-/// The smallest record of each kind in a segment, by resource manager; and a log that is made of them.
-fn log(segment: &[u8]) -> Result<()> {
-    let version = Version::from_major(postgres_version()?).context("an unknown version")?;
-    let number = Version::ALL.iter().position(|known| *known == version).context("an unknown version")? as u8;
-    let mut kinds: BTreeMap<(u8, u8), Vec<u8>> = BTreeMap::new();
+/// Records by resource manager and what it calls their kind.
+type Kinds = BTreeMap<(u8, u8), Vec<u8>>;
+
+/// Keeps the smallest record of each kind in a segment.
+fn smallest(segment: &[u8], kinds: &mut Kinds) {
     // Its records without what breaks them into pages.
     let pages = segment.chunks(PAGE).enumerate();
     let stream: Vec<u8> = pages.flat_map(|(index, page)| &page[if index == 0 { 40 } else { 24 }..]).copied().collect();
-    let mut rest = &stream[..SEGMENT.min(stream.len())];
-    // As long as headers of pages are multiples of it, so are the places where records begin.
-    while let Some(length) = rest.first_chunk().map(|length| u32::from_le_bytes(*length) as usize).filter(|n| *n >= 24)
-    {
-        let Some(record) = rest.get(..length) else { break };
-        let (info, manager, body) = (record[16], record[17], &record[24..]);
-        if body.len() <= SMALL {
-            let kept = kinds.entry((manager, info & 0xF0)).or_insert_with(|| record.to_vec());
+    // The rest of one that began before, where there is one.
+    let rest = u32::from_le_bytes([segment[16], segment[17], segment[18], segment[19]]) as usize;
+    let mut stream = stream.get(rest.next_multiple_of(8)..).unwrap_or_default();
+    // As headers of pages are as long as multiples of 8, places where records begin are such here too.
+    while let Some(length) = stream.first_chunk().map(|length| u32::from_le_bytes(*length) as usize) {
+        let Some(record) = stream.get(..length).filter(|record| record.len() >= 24) else { break };
+        if length <= SMALL {
+            let kept = kinds.entry((record[17], record[16] & 0xF0)).or_insert_with(|| record.to_vec());
             if kept.len() > length {
                 *kept = record.to_vec();
             }
         }
-        rest = rest.get(length.next_multiple_of(8)..).unwrap_or_default();
+        stream = stream.get(length.next_multiple_of(8)..).unwrap_or_default();
     }
+}
+
+/// The records of each resource manager; and a log that is made of those that tell something.
+fn log(kinds: &Kinds) -> Result<()> {
+    let version = Version::from_major(postgres_version()?).context("an unknown version")?;
+    let number = Version::ALL.iter().position(|known| *known == version).context("an unknown version")? as u8;
     let mut inputs: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
     let mut log = MadeUp::new(version);
-    for ((manager, info), record) in &kinds {
+    for ((manager, info), record) in kinds {
         let body = &record[24..];
         let input = inputs.entry(*manager).or_insert_with(|| vec![number]);
         input.extend([*manager, record[16]]);
         input.extend((body.len() as u16).to_le_bytes());
         input.extend(body);
-        // All that tells something; a switch would leave most of a segment empty.
-        if (*manager <= 1 || *manager == 5) && (*manager, *info) != (0, 0x40) {
+        // A switch would leave most of a segment empty.
+        if [0, 1, 5].contains(manager) && (*manager, *info) != (0, 0x40) {
             log.record(*manager, record[16], body);
         }
     }
@@ -91,11 +100,8 @@ fn log(segment: &[u8]) -> Result<()> {
     let mut long = MadeUp::new(version);
     long.record(10, 0, &[7; 9000]);
     keep("wal", "two-pages", &[&[number][..], &long.bytes].concat())?;
-    keep(
-        "wal",
-        "history",
-        b"1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tbefore 2026-11-24 11:00:00+00\n",
-    )?;
+    let history = "1\t0/3000148\tno recovery target specified\n\n2\t0/5000000\tbefore 2026-11-24 11:00:00+00\n";
+    keep("wal", "history", history.as_bytes())?;
     keep("wal", "name", b"000000010000000000000003.00000028.backup")
 }
 

@@ -209,8 +209,9 @@ impl TarReader {
                     }
                 }
                 State::Over => {
-                    if bytes.iter().any(|byte| *byte != 0) {
-                        return Err(TarError { at: self.at, problem: TarProblem::AfterEnd });
+                    if let Some(more) = bytes.iter().position(|byte| *byte != 0) {
+                        let at = self.at + more as u64;
+                        return Err(TarError { at: at - at % BLOCK as u64, problem: TarProblem::AfterEnd });
                     }
                     self.at += bytes.len() as u64;
                     return Ok(());

@@ -34,7 +34,7 @@ use crate::wire::{Connection, Replication, TimelineEnd};
 use crate::{Address, Lsn, of_point, point};
 
 pub use open::{Reserved, open};
-use pump::{Piece, Pump};
+use pump::{PATIENCE, Piece, Pump};
 
 /// How long to wait for news before there are none.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -167,7 +167,7 @@ impl Follower {
         let primary = !connection.in_recovery().await?;
         let stream = connection.start_replication(self.slot.as_deref(), received, timeline).await?;
         let (slot, stored) = (self.slot.clone(), self.stored.subscribe());
-        self.pieces = Pump { stream, slot, received, primary, lasting: false, stored }.start();
+        self.pieces = Pump { stream, slot, received, primary, patience: Some(PATIENCE), stored }.start();
         Ok(())
     }
 }

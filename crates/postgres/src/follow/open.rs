@@ -5,13 +5,15 @@
 //! the server has right before is read too: a record has to end there, and where the repository can be read the bytes have to be
 //! those that are stored.
 
+use std::time::Duration;
+
 use hindsight_engine::{EngineError, FailureKind, LogRequest, LogStart, Result};
 use hindsight_format::Point;
 use hindsight_repository::{ClusterRepository, Error as RepositoryError};
 use tokio::sync::watch;
 
 use super::begin::{Beginning, Failure};
-use super::pump::Pump;
+use super::pump::{PATIENCE, Pump};
 use super::{Follower, no_point, odd};
 use crate::cluster::{history, parameters};
 use crate::wal::{Expect, Extent, History};
@@ -77,7 +79,7 @@ impl Reserved {
     /// The server does not have that part of its log.
     pub async fn follow(mut self, from: Lsn) -> Result<(Follower, Point)> {
         let site = Site::of(&self.address, &mut self.connection).await?;
-        let site = Site { slot: Some(self.slot), lasting: true, ..site };
+        let site = Site { slot: Some(self.slot), patience: None, ..site };
         let start = Lsn(from.0 - from.0 % u64::from(site.expect.segment_size.bytes()));
         let mut begun = site.begin(self.connection, start, site.timeline_at(start)).await?;
         while begun.bytes.is_empty() && !begun.ended {
@@ -97,8 +99,8 @@ struct Site {
     /// Of the timeline that it is on; none if it does not know.
     history: Option<History>,
     slot: Option<String>,
-    /// Whether a stream is kept although nobody reads it.
-    lasting: bool,
+    /// How long a stream is kept while nobody reads it.
+    patience: Option<Duration>,
 }
 
 impl Site {
@@ -107,7 +109,7 @@ impl Site {
         let expect = parameters(connection, &system).await?;
         let history = history(connection, system.timeline).await?;
         let primary = !connection.in_recovery().await?;
-        Ok(Self { address: address.clone(), system, primary, expect, history, slot: None, lasting: false })
+        Ok(Self { address: address.clone(), system, primary, expect, history, slot: None, patience: Some(PATIENCE) })
     }
 
     /// Refuses a server that is another one than that whose log is stored.
@@ -254,7 +256,7 @@ impl Site {
             slot: self.slot.clone(),
             received: begun.reader.position(),
             primary: self.primary,
-            lasting: self.lasting,
+            patience: self.patience,
             stored: stored.subscribe(),
         };
         Follower {

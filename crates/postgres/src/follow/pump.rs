@@ -18,7 +18,7 @@ const WAITING: usize = 64;
 const STATUS: Duration = Duration::from_secs(2);
 /// How long a stream that nobody reads is kept. A server that shuts down waits until it has sent all of its log
 /// (`WalSndDone`), for ever if it has to.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the farewell may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -41,8 +41,8 @@ pub(super) struct Pump {
     pub(super) received: Lsn,
     /// Whether the server is one that writes: what another one has not yet received is not told by its clock.
     pub(super) primary: bool,
-    /// Whether it is kept although nobody reads it.
-    pub(super) lasting: bool,
+    /// How long it is kept while nobody reads it; none for as long as it lasts.
+    pub(super) patience: Option<Duration>,
     /// Up to where all is safe.
     pub(super) stored: watch::Receiver<Lsn>,
 }
@@ -84,7 +84,7 @@ impl Pump {
                     continue;
                 }
                 _ = ticks.tick() => {
-                    if place.is_none() && !self.lasting && since.elapsed() > PATIENCE {
+                    if place.is_none() && self.patience.is_some_and(|patience| since.elapsed() > patience) {
                         tracing::debug!(at = %self.received, "the log is not read: the connection ends");
                         return self.part().await;
                     }
@@ -165,12 +165,22 @@ mod tests {
     use super::*;
     use crate::wire::scripted::streaming;
 
-    /// The next message that the server gets, if one comes within a minute.
-    async fn message(server: &mut DuplexStream) -> Option<(u8, Vec<u8>)> {
-        let tag = timeout(Duration::from_secs(60), server.read_u8()).await.ok()?.unwrap();
+    /// The next message that the server gets.
+    async fn message(server: &mut DuplexStream) -> (u8, Vec<u8>) {
+        let tag = timeout(Duration::from_secs(60), server.read_u8()).await.unwrap().unwrap();
         let mut body = vec![0; server.read_u32().await.unwrap() as usize - 4];
         server.read_exact(&mut body).await.unwrap();
-        Some((tag, body))
+        (tag, body)
+    }
+
+    /// Reads until the server is told so much to be written and flushed.
+    async fn told(server: &mut DuplexStream, wanted: (u64, u64)) {
+        loop {
+            let (tag, body) = message(server).await;
+            if tag == b'd' && status(&body) == wanted {
+                return;
+            }
+        }
     }
 
     /// What is told to be written and flushed.
@@ -181,65 +191,66 @@ mod tests {
     }
 
     /// A stream of as many pieces of one byte; only the last is all that there is.
-    async fn pump(pieces: u64, lasting: bool) -> (mpsc::Receiver<Result<Piece>>, watch::Sender<Lsn>, DuplexStream) {
+    async fn pump(
+        pieces: u64,
+        patience: Option<Duration>,
+    ) -> (mpsc::Receiver<Result<Piece>>, watch::Sender<Lsn>, DuplexStream) {
         let all: Vec<_> = (1..=pieces).map(|at| (Lsn(at), &b"x"[..], Lsn(pieces + 1))).collect();
         let (stream, server) = streaming(&all).await;
         let stored = watch::Sender::new(Lsn(1));
-        let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, lasting, stored: stored.subscribe() };
+        let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, patience, stored: stored.subscribe() };
         (pump.start(), stored, server)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_nobody_reads_is_given_up_after_a_while() {
-        for lasting in [false, true] {
-            let (mut pieces, _stored, mut server) = pump(WAITING as u64 + 20, lasting).await;
-            let begun = Instant::now();
-            let mut ended = false;
-            while begun.elapsed() < 10 * PATIENCE && !ended {
-                match message(&mut server).await {
-                    // The server hears of it meanwhile, and what is told it has is what was read.
-                    Some((b'd', body)) => assert!(status(&body).0 <= WAITING as u64 + 1),
-                    Some((tag, _)) => ended = tag == b'c',
-                    None => break,
+    #[tokio::test]
+    async fn what_nobody_reads_is_given_up() {
+        for patience in [Some(Duration::ZERO), None] {
+            let (mut pieces, _stored, mut server) = pump(WAITING as u64 + 20, patience).await;
+            // The server hears of it meanwhile, and what it is told to be here is what was read.
+            let mut full = 0;
+            while full < 3 {
+                let (tag, body) = message(&mut server).await;
+                if tag == b'c' {
+                    break;
+                }
+                if tag == b'd' {
+                    let (written, _) = status(&body);
+                    assert!(written <= WAITING as u64 + 1);
+                    full += usize::from(written == WAITING as u64 + 1);
                 }
             }
-            assert_eq!(ended, !lasting);
+            assert_eq!(full < 3, patience.is_some());
             // What was read before is there.
             for at in 1..=WAITING as u64 {
                 let Some(Ok(Piece::Log { start, clock: None, .. })) = pieces.recv().await else { panic!("{at}") };
                 assert_eq!(start, Lsn(at));
             }
-            match lasting {
-                false => assert!(pieces.recv().await.is_none()),
-                true => assert!(matches!(pieces.recv().await, Some(Ok(Piece::Log { .. })))),
+            match patience {
+                Some(_) => assert!(pieces.recv().await.is_none()),
+                None => assert!(matches!(pieces.recv().await, Some(Ok(Piece::Log { .. })))),
             }
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_shuts_down_is_told_that_all_has_come() {
-        let (mut pieces, stored, mut server) = pump(3, false).await;
+        let (mut pieces, stored, mut server) = pump(3, None).await;
         for clock in [false, false, true] {
             let Some(Ok(Piece::Log { clock: told, .. })) = pieces.recv().await else { panic!("no piece") };
             // The clock counts where nothing is missing.
             assert_eq!(told.is_some(), clock);
         }
         stored.send_replace(Lsn(2));
-        while message(&mut server).await.is_none_or(|(tag, body)| tag != b'd' || status(&body) != (4, 2)) {}
+        told(&mut server, (4, 2)).await;
         // A sign of life that wants a reply.
         let alive = [&b"k"[..], &4_u64.to_be_bytes(), &[0; 8], &[1]].concat();
         server.write_all(&[&b"d"[..], &(alive.len() as u32 + 4).to_be_bytes(), &alive].concat()).await.unwrap();
-        while message(&mut server).await.is_none_or(|(_, body)| status(&body) != (4, 0)) {}
+        told(&mut server, (4, 0)).await;
         assert!(matches!(pieces.recv().await, Some(Ok(Piece::Quiet(_)))));
         // Who reads is gone: so is the stream, after it has told what is stored.
         stored.send_replace(Lsn(3));
         drop((pieces, stored));
-        let mut last = (0, 0);
-        while let Some((tag, body)) = message(&mut server).await
-            && tag != b'c'
-        {
-            last = status(&body);
-        }
-        assert_eq!(last, (4, 3));
+        told(&mut server, (4, 3)).await;
+        while message(&mut server).await.0 != b'c' {}
     }
 }
