@@ -18,6 +18,9 @@ pub struct ClusterConfig {
     pub retention: RetentionConfig,
 }
 
+/// On documents and on entries of the log it takes a third less work than 3, for 2 % more bytes (docs/benchmarks.md).
+const DEFAULT_LEVEL: i32 = 2;
+
 /// `pitr.*`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
@@ -34,7 +37,7 @@ pub struct PitrConfig {
 
 impl Default for PitrConfig {
     fn default() -> Self {
-        Self { enabled: false, upload_interval_sec: 5, oplog_span_min: 10, compression_level: 3 }
+        Self { enabled: false, upload_interval_sec: 5, oplog_span_min: 10, compression_level: DEFAULT_LEVEL }
     }
 }
 
@@ -56,7 +59,13 @@ pub struct BackupConfig {
 
 impl Default for BackupConfig {
     fn default() -> Self {
-        Self { compression_level: 3, num_parallel_collections: 0, rate_limit_mib: 0, hash: false, checkpoint_mib: 512 }
+        Self {
+            compression_level: DEFAULT_LEVEL,
+            num_parallel_collections: 0,
+            rate_limit_mib: 0,
+            hash: false,
+            checkpoint_mib: 2048,
+        }
     }
 }
 

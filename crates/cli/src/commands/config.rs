@@ -38,12 +38,12 @@ const LETS_GO: Duration = Duration::from_secs(10);
     pitr.enabled                   whether the agent captures the log (false)\n  \
     pitr.uploadIntervalSec         seconds after which what was captured is stored (5)\n  \
     pitr.oplogSpanMin              minutes that a merged slice of log spans (10)\n  \
-    pitr.compressionLevel          zstd level of the log, 1 to 19 (3)\n  \
-    backup.compressionLevel        zstd level of snapshots, 1 to 19 (3)\n  \
+    pitr.compressionLevel          zstd level of the log, 1 to 19 (2)\n  \
+    backup.compressionLevel        zstd level of snapshots, 1 to 19 (2)\n  \
     backup.numParallelCollections  readers at the same time, 0 chooses (0)\n  \
     backup.rateLimitMib            MiB that are read per second at most, 0 for any number (0)\n  \
     backup.hash                    whether hashes of the data are kept (false)\n  \
-    backup.checkpointMib           MiB after which a reader notes how far it came (512)\n  \
+    backup.checkpointMib           MiB after which a reader notes how far it came (2048)\n  \
     restore.numInsertionWorkers    connections that insert at the same time, 0 chooses (0)\n  \
     restore.rateLimitMib           MiB that are inserted per second at most, 0 for any number (0)\n  \
     restore.foldMemoryMib          memory for the log of a restore in MiB, 0 for the default (0)\n  \
