@@ -8,12 +8,13 @@
 use hindsight_engine::{EngineError, FailureKind, LogRequest, LogStart, Result};
 use hindsight_format::Point;
 use hindsight_repository::{ClusterRepository, Error as RepositoryError};
+use jiff::SignedDuration;
 use tokio::sync::watch;
 
 use super::begin::{Beginning, Failure};
 use super::pump::Pump;
-use super::{Follower, no_point, odd};
-use crate::cluster::{history, parameters};
+use super::{Follower, MARGIN, no_point, odd};
+use crate::cluster::{history, milliseconds, parameters};
 use crate::wal::{Expect, Extent, History};
 use crate::wire::{Connection, Replication, SystemIdentity};
 use crate::{Address, Lsn, NAME, STREAM, TimelineId, of_point, point, slot};
@@ -97,6 +98,8 @@ struct Site {
     /// Of the timeline that it is on; none if it does not know.
     history: Option<History>,
     slot: Option<String>,
+    /// What was committed so long before a moment is sent by then.
+    margin: SignedDuration,
     /// Whether a stream is kept although nobody reads it.
     lasting: bool,
 }
@@ -107,7 +110,9 @@ impl Site {
         let expect = parameters(connection, &system).await?;
         let history = history(connection, system.timeline).await?;
         let primary = !connection.in_recovery().await?;
-        Ok(Self { address: address.clone(), system, primary, expect, history, slot: None, lasting: false })
+        let delay = milliseconds(&connection.show("wal_writer_delay").await?)?;
+        let margin = MARGIN.saturating_add(SignedDuration::from_millis(3 * i64::from(delay)));
+        Ok(Self { address: address.clone(), system, primary, expect, history, slot: None, margin, lasting: false })
     }
 
     /// Refuses a server that is another one than that whose log is stored.
@@ -268,6 +273,7 @@ impl Site {
             events: begun.events,
             delivered,
             time: at.time,
+            margin: self.margin,
         }
     }
 }
