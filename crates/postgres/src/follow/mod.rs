@@ -169,7 +169,7 @@ impl Follower {
         let primary = !connection.in_recovery().await?;
         let stream = connection.start_replication(self.slot.as_deref(), received, timeline).await?;
         let (slot, stored) = (self.slot.clone(), self.stored.subscribe());
-        self.pieces = Pump { stream, slot, received, primary, lasting: false, stored }.start();
+        self.pieces = Pump { stream, slot, received, primary, lasting: false, silent: false, stored }.start();
         Ok(())
     }
 }

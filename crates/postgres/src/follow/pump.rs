@@ -43,6 +43,8 @@ pub(super) struct Pump {
     pub(super) primary: bool,
     /// Whether it is kept although nobody reads it.
     pub(super) lasting: bool,
+    /// Whether the server is not told what is safe: who tells that counts as a standby, and commits may wait for it.
+    pub(super) silent: bool,
     /// Up to where all is safe.
     pub(super) stored: watch::Receiver<Lsn>,
 }
@@ -124,7 +126,8 @@ impl Pump {
 
     /// Says how far we are; with `reply` the server answers with its clock.
     async fn tell(&mut self, reply: bool) -> Result<()> {
-        let flushed = *self.stored.borrow_and_update();
+        let stored = *self.stored.borrow_and_update();
+        let flushed = if self.silent { Lsn::INVALID } else { stored };
         let status = StandbyStatus { written: self.received, flushed, applied: Lsn::INVALID, reply };
         Ok(self.stream.send_status(status).await?)
     }
@@ -198,7 +201,11 @@ mod tests {
             while begun.elapsed() < 10 * PATIENCE && !ended {
                 match message(&mut server).await {
                     // The server hears of it meanwhile, and what is told it has is what was read.
-                    Some((b'd', body)) => assert!(status(&body).0 <= WAITING as u64 + 1),
+                    // Who is silent never tells what is safe.
+                    Some((b'd', body)) => {
+                        assert!(status(&body).0 <= WAITING as u64 + 1);
+                        assert_eq!(status(&body).1, u64::from(!lasting));
+                    }
                     Some((tag, _)) => ended = tag == b'c',
                     None => break,
                 }
