@@ -93,6 +93,28 @@ fn of_a_log_that_is_not_in_the_order_of_its_times_a_minute_more_is_read() {
 }
 
 #[test]
+fn a_physical_snapshot_of_a_branch_does_not_go_on_with_the_log_that_was_left() {
+    // Timeline 1 was left at 20, and had been captured up to 40; the new server's first base is at 30.
+    let physical = |id: &str, last| SnapshotManifest { kind: SnapshotKind::Physical, ..snapshot(id, last) };
+    let old = physical("old", point(10, 10, 1));
+    let new = physical("new", point(30, 50, 2));
+    let left = [slice(p(10), p(25), 1), slice(p(25), p(40), 1)];
+    let all = history(vec![old.clone(), new.clone()], left.to_vec());
+    let latest = plan(&all, &Target::Latest, None, at(NOW)).unwrap();
+    assert_eq!((read(&latest), latest.cut), (("new".into(), vec![]), Cut::AtSnapshotEnd));
+    assert_eq!(all_seen(&timeline(&all)), [want(&["old"], 10, 40, Some((11, 40))), want(&["new"], 30, 30, None)]);
+    // One that crosses to its timeline holds it, a shorter one on it too.
+    let crossing = slice(p(20), point(35, 55, 2), 1);
+    let onward = slice(point(28, 48, 2), point(33, 53, 2), 1);
+    for (good, end) in [(crossing, 35), (onward, 33)] {
+        let all = history(vec![old.clone(), new.clone()], [&left[..], std::slice::from_ref(&good)].concat());
+        let latest = plan(&all, &Target::Latest, None, at(NOW)).unwrap();
+        assert_eq!(read(&latest), ("new".into(), vec![bounds(&good)]));
+        assert_eq!(n(&latest.streams[0].log[0].name.end), end);
+    }
+}
+
+#[test]
 fn a_position_is_restored_inclusively() {
     let through = |n: i64| plan(&plain(), &Target::Through { time: at(n), order: order(n) }, None, at(NOW));
     assert_eq!(read(&through(20).unwrap()).1, [(10, 20)]);

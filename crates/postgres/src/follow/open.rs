@@ -157,6 +157,12 @@ impl Site {
         Lsn(before(at).0 - before(at).0 % u64::from(self.expect.block_size))
     }
 
+    /// Whether the server left a timeline before a position, so that it never comes there.
+    fn has_left(&self, at: Lsn, timeline: TimelineId) -> bool {
+        let range = self.history.as_ref().and_then(|history| history.range(timeline));
+        matches!(range, Some((_, Some(end))) if end < at)
+    }
+
     /// Why the server's history does not lead over a position, if it does not.
     fn left_before(&self, at: Lsn, timeline: TimelineId) -> Option<String> {
         let present = self.system.timeline;
@@ -210,14 +216,15 @@ impl Site {
     async fn after(self, mut connection: Connection, after: &Point, stored: Option<StoredEnd>) -> Result<LogStart> {
         let (at, timeline) = of_point(after).map_err(no_point)?;
         let (left, flushed) = (self.left_before(at, timeline), self.system.flushed);
-        if at > flushed {
+        // It may still come there, unless it has left for good.
+        if at > flushed && !self.has_left(at, timeline) {
             let what = match left {
                 Some(left) => format!("{left}; its own has come to {flushed}"),
                 None => format!("the log is stored up to {at}, and the server's has come to {flushed} only"),
             };
             return Err(EngineError::new(FailureKind::Server, what).hint(
-                "a standby that is behind comes there by itself; a server that was set back, or took the place of another, is \
-                 captured again, after a gap, once it has come further than that",
+                "a standby that is behind comes there by itself; a server that was set back is captured again, after a gap, once \
+                 it has come further than that",
             ));
         }
         if let Some(cause) = left {

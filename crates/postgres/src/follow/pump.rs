@@ -188,7 +188,8 @@ mod tests {
         let all: Vec<_> = (1..=pieces).map(|at| (Lsn(at), &b"x"[..], Lsn(pieces + 1))).collect();
         let (stream, server) = streaming(&all).await;
         let stored = watch::Sender::new(Lsn(1));
-        let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, lasting, stored: stored.subscribe() };
+        let (silent, stored_at) = (lasting, stored.subscribe());
+        let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, lasting, silent, stored: stored_at };
         (pump.start(), stored, server)
     }
 

@@ -75,8 +75,13 @@ async fn a_standby_is_captured_through_its_promotion() {
     // The server that was left behind goes on by itself, and nothing of it is taken for the other's, nor the other way round.
     server.pgbench(&["-c", "2", "-t", "3000", "-n"]).await.unwrap();
     let on_the_old = point(before.time, written(&server).await, 1).unwrap();
-    let Err(error) = open(&standby, &cluster, Some(&on_the_old)).await else { panic!("it was opened") };
-    assert!(error.what.contains("left timeline 1 at"), "{}", error.what);
+    assert!(written(&standby).await < place(&on_the_old).0);
+    let cause = lost(&standby, &cluster, &on_the_old).await;
+    assert!(cause.contains(&format!("left timeline 1 at {switch}")), "{cause}");
+    // One that may be behind is waited for.
+    let on_the_new = point(before.time, Lsn(place(&on_the_old).0.0 + (1 << 20)), 2).unwrap();
+    let Err(error) = open(&server, &cluster, Some(&on_the_new)).await else { panic!("it was opened") };
+    assert!(error.what.contains("does not come from"), "{}", error.what);
     let cause = lost(&server, &cluster, &last.name.end).await;
     assert!(cause.contains("is on timeline 1, which does not come from"), "{cause}");
     standby.pgbench(&["-c", "2", "-t", "6000", "-n"]).await.unwrap();
