@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hindsight_format::{Point, SnapshotManifest};
+use hindsight_format::{Point, SnapshotKind, SnapshotManifest};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::history::History;
@@ -45,18 +45,18 @@ impl<'a> Ground<'a> {
         let logs = Log::by_stream(&history.slices);
         let mut footings: Vec<_> = history.snapshots.iter().filter_map(Footing::on_its_own).collect();
 
-        let mut holds: BTreeMap<_, Vec<&mut Foothold<'a>>> = BTreeMap::new();
+        let mut holds: BTreeMap<_, Vec<(&mut Foothold<'a>, bool)>> = BTreeMap::new();
         for footing in &mut footings {
-            let epoch = footing.snapshot.epoch;
+            let (epoch, strict) = (footing.snapshot.epoch, footing.snapshot.kind == SnapshotKind::Physical);
             for hold in &mut footing.streams {
-                holds.entry((epoch, hold.stream)).or_default().push(hold);
+                holds.entry((epoch, hold.stream)).or_default().push((hold, strict));
             }
         }
         for (key, mut holds) in holds {
             let Some(log) = logs.get(&key) else { continue };
-            holds.sort_by_key(|hold| hold.start.position.order());
-            let points: Vec<_> = holds.iter().map(|hold| hold.start).collect();
-            for (hold, entry) in holds.into_iter().zip(log.entries(&points)) {
+            holds.sort_by_key(|(hold, _)| hold.start.position.order());
+            let points: Vec<_> = holds.iter().map(|(hold, strict)| (hold.start, *strict)).collect();
+            for ((hold, _), entry) in holds.into_iter().zip(log.entries(&points)) {
                 hold.entry = entry;
                 hold.end = entry.map_or(hold.start, |index| log.reach(index));
             }

@@ -103,12 +103,15 @@ impl<'a> Log<'a> {
     }
 
     /// For each of `points`, which must be sorted by `order`, the best slice with which the log
-    /// goes on from there: one that starts exactly there, or one in whose midst the point lies.
-    pub(crate) fn entries(&self, points: &[&Point]) -> Vec<Option<usize>> {
+    /// goes on from there: one that starts exactly there, or one in whose midst the point lies. With a
+    /// point that is strict, the latter only where the slice can be of the same history: one with the same tag
+    /// at both ends holds no point with another. (The files of a physical snapshot are of one history alone, and
+    /// servers that branch off from another have the same positions again.)
+    pub(crate) fn entries(&self, points: &[(&Point, bool)]) -> Vec<Option<usize>> {
         let mut waiting = self.slices.iter().enumerate().peekable();
         let mut open: BinaryHeap<(Rank<'a>, usize)> = BinaryHeap::new();
         let mut entries = Vec::with_capacity(points.len());
-        for point in points {
+        for (point, strict) in points {
             let order = point.position.order();
             while let Some((index, _)) = waiting.next_if(|(_, slice)| start(slice).order() < order) {
                 open.push((self.rank(index), index));
@@ -117,11 +120,24 @@ impl<'a> Log<'a> {
             while open.peek().is_some_and(|&(_, index)| end(self.slices[index]).order() <= order) {
                 open.pop();
             }
-            let amid = open.peek().map(|&(_, index)| index);
+            let fits = |index: usize| !strict || self.can_hold(index, &point.position);
+            let amid = match open.peek() {
+                Some(&(_, best)) if !fits(best) => {
+                    let others =
+                        open.iter().filter(|&&(_, index)| end(self.slices[index]).order() > order && fits(index));
+                    others.max().map(|&(_, index)| index)
+                }
+                best => best.map(|&(_, index)| index),
+            };
             let exact = self.best_at.get(&point.position).copied();
             entries.push(amid.into_iter().chain(exact).max_by_key(|&index| self.rank(index)));
         }
         entries
+    }
+
+    fn can_hold(&self, index: usize, position: &Position) -> bool {
+        let (start, end) = (start(self.slices[index]), end(self.slices[index]));
+        start.tag() != end.tag() || start.tag() == position.tag()
     }
 
     fn rank(&self, index: usize) -> Rank<'a> {

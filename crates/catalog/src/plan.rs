@@ -1,7 +1,7 @@
 //! Restore plans: exactly what is read for a restore, decided before anything is touched.
 
-use hindsight_format::{Point, SliceName, SnapshotManifest, StoredSlice};
-use jiff::Timestamp;
+use hindsight_format::{Point, SliceName, SnapshotKind, SnapshotManifest, StoredSlice};
+use jiff::{SignedDuration, Timestamp};
 
 use crate::footing::{Foothold, Footing, Ground, rank};
 use crate::history::History;
@@ -9,6 +9,11 @@ use crate::log::Log;
 use crate::refusal::Refusal;
 use crate::refuse::{refuse, refuse_base, selective, unknown_snapshot};
 use crate::timeline::Timeline;
+
+/// How far past a time the log of a physical snapshot is read. Its order is not that of the times in it: a transaction
+/// takes its time before its place, and may wait in between. Which is the first of that time or later is for the engine
+/// to find.
+const LATE: SignedDuration = SignedDuration::from_secs(60);
 
 /// What to restore to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +75,8 @@ pub struct StreamPlan {
     /// The snapshot's own slices, in order.
     pub own: Vec<SliceName>,
     /// The captured slices, in order, each starting where the one before ends. The first one starts
-    /// at the base's consistent point or holds it in its midst; the last one holds the cut.
+    /// at the base's consistent point or holds it in its midst. The cut is in the last one, or in one of those before it
+    /// where the log may hold records of a time after others of a later one.
     pub log: Vec<StoredSlice>,
 }
 
@@ -193,6 +199,14 @@ impl<'a> Aim<'a> {
         }
     }
 
+    /// The same, a while later.
+    fn later(self, by: SignedDuration) -> Self {
+        match self {
+            Self::Before(time) => Self::Before(time.checked_add(by).unwrap_or(Timestamp::MAX)),
+            through @ Self::Through { .. } => through,
+        }
+    }
+
     /// The slices with which to go on from a foothold, up to the one that holds the cut. (A slice
     /// holds what comes after its start, so that none is needed after the first one that ends at
     /// the time aimed at or later.)
@@ -241,6 +255,7 @@ fn assemble(
 ) -> RestorePlan {
     let log = |stream: &str| -> Vec<StoredSlice> {
         let Some((footing, aim)) = onward else { return Vec::new() };
+        let aim = if base.kind == SnapshotKind::Physical { aim.later(LATE) } else { aim };
         let hold = footing.streams.iter().find(|hold| hold.stream == stream);
         let found = hold.zip(ground.logs.get(&(base.epoch, stream)));
         found.map(|(hold, log)| aim.slices(log, hold)).unwrap_or_default()

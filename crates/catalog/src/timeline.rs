@@ -256,6 +256,7 @@ fn new_history(history: &History, older: u64, newer: u64) -> String {
         .into_iter()
         .map(|epoch| match &epoch.cause {
             EpochCause::Restore(name) => format!("restore {name} replaced the data"),
+            EpochCause::Left(cause) => cause.clone(),
         })
         .chain(unread)
         .collect();

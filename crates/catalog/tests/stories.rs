@@ -8,7 +8,7 @@ use common::*;
 use hindsight_catalog::{
     Cut, History, Nearest, Refusal, RestorePlan, Target, Timeline, chains, losses, plan, timeline,
 };
-use hindsight_format::{SnapshotManifest, StoredSlice};
+use hindsight_format::{SnapshotKind, SnapshotManifest, StoredSlice};
 
 const NOW: i64 = 1_000;
 
@@ -73,6 +73,45 @@ fn slices_that_begin_in_the_second_of_the_target_are_not_read() {
     let history = history(vec![base("a", 10)], slices);
     assert_eq!(read(&before(&history, 20).unwrap()).1, [(10, 20)]);
     assert_eq!(read(&before(&history, 21).unwrap()).1, [(10, 20), (20, 21), (21, 30)]);
+}
+
+#[test]
+fn of_a_log_that_is_not_in_the_order_of_its_times_a_minute_more_is_read() {
+    let log = [(10, 20), (20, 30), (30, 79), (79, 80), (80, 90), (90, 300)].map(|(start, end)| s(start, end));
+    let physical = SnapshotManifest { kind: SnapshotKind::Physical, ..base("a", 10) };
+    let history = history(vec![physical], log.to_vec());
+    // A commit from before second 20 may come after one that is later.
+    let plan_of = |second| before(&history, second).unwrap();
+    assert_eq!(read(&plan_of(20)).1, [(10, 20), (20, 30), (30, 79), (79, 80)]);
+    assert_eq!(plan_of(20).cut, Cut::Before(at(20)));
+    // What is not captured yet is no reason to refuse.
+    assert_eq!(read(&plan_of(300)).1.len(), 6);
+    assert!(before(&history, 301).is_err());
+    // The place of a position is known.
+    let through = Target::Through { time: at(15), order: order(15) };
+    assert_eq!(read(&plan(&history, &through, None, at(NOW)).unwrap()).1, [(10, 20)]);
+}
+
+#[test]
+fn a_physical_snapshot_of_a_branch_does_not_go_on_with_the_log_that_was_left() {
+    // Timeline 1 was left at 20, and had been captured up to 40; the new server's first base is at 30.
+    let physical = |id: &str, last| SnapshotManifest { kind: SnapshotKind::Physical, ..snapshot(id, last) };
+    let old = physical("old", point(10, 10, 1));
+    let new = physical("new", point(30, 50, 2));
+    let left = [slice(p(10), p(25), 1), slice(p(25), p(40), 1)];
+    let all = history(vec![old.clone(), new.clone()], left.to_vec());
+    let latest = plan(&all, &Target::Latest, None, at(NOW)).unwrap();
+    assert_eq!((read(&latest), latest.cut), (("new".into(), vec![]), Cut::AtSnapshotEnd));
+    assert_eq!(all_seen(&timeline(&all)), [want(&["old"], 10, 40, Some((11, 40))), want(&["new"], 30, 30, None)]);
+    // One that crosses to its timeline holds it, a shorter one on it too.
+    let crossing = slice(p(20), point(35, 55, 2), 1);
+    let onward = slice(point(28, 48, 2), point(33, 53, 2), 1);
+    for (good, end) in [(crossing, 35), (onward, 33)] {
+        let all = history(vec![old.clone(), new.clone()], [&left[..], std::slice::from_ref(&good)].concat());
+        let latest = plan(&all, &Target::Latest, None, at(NOW)).unwrap();
+        assert_eq!(read(&latest), ("new".into(), vec![bounds(&good)]));
+        assert_eq!(n(&latest.streams[0].log[0].name.end), end);
+    }
 }
 
 #[test]

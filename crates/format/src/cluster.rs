@@ -42,6 +42,9 @@ pub struct EpochRecord {
 pub enum EpochCause {
     /// The restore of this id replaced the cluster's data.
     Restore(String),
+    /// The server that is captured left the history that is stored before its end, for this reason: one took the place
+    /// of another that had come further. What it writes has positions that are stored already.
+    Left(String),
 }
 
 /// `gaps/<stream>/<epoch>/<end>.json`: why the log is not complete there.

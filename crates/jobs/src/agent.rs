@@ -9,8 +9,8 @@ use std::time::Duration;
 use hindsight_catalog::{History, chains};
 use hindsight_engine::{Engine, EngineError, Kept, LogReader, LogRequest, LogStart, Progress};
 use hindsight_format::{
-    ClusterConfig, GapRecord, LeaseRecord, Operation, OperationKind, PitrConfig, Point, RestoreState, StoredSlice,
-    format_time,
+    ClusterConfig, EpochCause, GapRecord, LeaseRecord, Operation, OperationKind, PitrConfig, Point, RestoreState,
+    StoredSlice, format_time,
 };
 use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
 use jiff::Timestamp;
@@ -255,7 +255,7 @@ impl Agent {
         let place = Place { cluster: self.cluster.clone(), stream: stream.clone(), epoch };
         let history = overview::history(&self.cluster).await?;
         overview::warn_of_damage(&history);
-        let (reader, start) = self.open(&history, &place).await?;
+        let Some((reader, start)) = self.open(&history, &place).await? else { return Ok(()) };
         tracing::info!(cluster = self.cluster.name(), epoch, after = %start, "capture begins");
         let mut slices: Vec<StoredSlice> =
             history.slices.into_iter().filter(|slice| slice.stream == stream && slice.epoch == epoch).collect();
@@ -351,7 +351,7 @@ impl Agent {
     async fn look_around(&self, epoch: u64) -> Result<std::result::Result<ClusterConfig, &'static str>> {
         let config = self.cluster.config().await?.1;
         if self.cluster.current_epoch().await? != epoch {
-            return Ok(Err("a restore began a new history"));
+            return Ok(Err("a new history began"));
         }
         Ok(match self.must_rest(&config).await? {
             None => Ok(config),
@@ -361,8 +361,9 @@ impl Agent {
     }
 
     /// Opens the log where the stored chain ends; or, when the server no longer has that, at the
-    /// newest snapshot or at the present end, with a record of the gap.
-    async fn open(&self, history: &History, place: &Place) -> Result<(Box<dyn LogReader>, Point)> {
+    /// newest snapshot or at the present end, with a record of the gap. None when it has begun an epoch instead, as
+    /// the server is at positions again that are stored already.
+    async fn open(&self, history: &History, place: &Place) -> Result<Option<(Box<dyn LogReader>, Point)>> {
         self.keep_log(true).await?;
         let mut lost = None;
         let ends =
@@ -370,7 +371,7 @@ impl Agent {
         let end = ends.map(|chain| chain.end).max_by(|a, b| a.position.order().cmp(b.position.order()));
         if let Some(end) = &end {
             match self.open_log(Some(end)).await? {
-                LogStart::Continues { reader, at } => return Ok((reader, at)),
+                LogStart::Continues { reader, at } => return Ok(Some((reader, at))),
                 LogStart::Lost { cause } => lost = Some(cause),
             }
         }
@@ -383,12 +384,20 @@ impl Agent {
             && let LogStart::Continues { reader, at } = self.open_log(Some(at)).await?
         {
             self.record_gap(place, end, &at, lost).await?;
-            return Ok((reader, at));
+            return Ok(Some((reader, at)));
         }
         match self.open_log(None).await? {
             LogStart::Continues { reader, at } => {
+                let back = end.as_ref().is_some_and(|end| at.position.order() < end.position.order());
+                if let Some(cause) = lost.as_ref().filter(|_| back) {
+                    let epoch = self.cluster.begin_epoch(EpochCause::Left(cause.clone())).await?.number;
+                    if epoch != place.epoch {
+                        tracing::error!(epoch, "a new history begins: {cause}");
+                        return Ok(None);
+                    }
+                }
                 self.record_gap(place, end, &at, lost).await?;
-                Ok((reader, at))
+                Ok(Some((reader, at)))
             }
             LogStart::Lost { cause } => Err(EngineError::new(
                 hindsight_engine::FailureKind::Server,

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use hindsight_engine::{
     Restored, Scratch, ScratchRequest, Selection, SnapshotRequest, Spoken, Words,
 };
 use hindsight_format::{
-    ClusterIdentity, FORMAT_VERSION, LogSummary, ObjectKind, ObjectRef, Point, Position, SnapshotKind,
+    ClusterIdentity, EpochCause, FORMAT_VERSION, LogSummary, ObjectKind, ObjectRef, Point, Position, SnapshotKind,
     SnapshotManifest, SnapshotSource, SnapshotTotals, StreamPart,
 };
 use hindsight_jobs::{
@@ -42,6 +42,8 @@ static WORDS: Words =
 struct Counting {
     at: Arc<AtomicU64>,
     kept: Mutex<Vec<bool>>,
+    /// Whether it has left the history that is stored.
+    left: AtomicBool,
     stored: Arc<Mutex<Vec<Point>>>,
     /// Whether backups were held up while it restored.
     was_alone: Mutex<Option<bool>>,
@@ -210,6 +212,10 @@ impl Engine for Counting {
     }
 
     async fn open_log(&self, request: &LogRequest<'_>) -> Outcome<LogStart> {
+        if request.after.is_some() && self.left.load(Ordering::SeqCst) {
+            self.left.store(false, Ordering::SeqCst);
+            return Ok(LogStart::Lost { cause: "it was left".into() });
+        }
         let at = request.after.cloned().unwrap_or_else(|| point(BEGIN));
         let reader = Follower { next: number(&at) + 1, at: self.at.clone(), stored: self.stored.clone() };
         Ok(LogStart::Continues { reader: Box::new(reader), at })
@@ -344,5 +350,37 @@ async fn another_engine_captures_verifies_and_restores_into_a_directory() -> Res
     let left = cluster.lease_names().await?.into_iter().filter(|name| name.starts_with("reading.")).count();
     ensure!(left == 0 && cluster.current_epoch().await? == 1);
     ensure!(cluster.restore(&done.record.id).await?.is_some_and(|record| record.reached == Some(point(30))));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_comes_by_stored_positions_again_begins_a_new_history() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let repository = Repository::open_or_create(&RepositorySpec::new(folder.path().display().to_string())).await?;
+    let counting = Arc::new(Counting { at: Arc::new(AtomicU64::new(BEGIN)), ..Counting::default() });
+    let engine: Arc<dyn Engine> = counting.clone();
+    let cluster = register(&repository, None, &engine.probe().await?).await?;
+    cluster.update_config(|config| config.with("pitr.enabled", "true")?.with("pitr.uploadIntervalSec", "1")).await?;
+    for epoch in 1..=2 {
+        counting.left.store(epoch == 2, Ordering::SeqCst);
+        let tuning =
+            Tuning { poll: Duration::from_millis(100), snapshot_pause: Duration::from_secs(1), ..Tuning::default() };
+        let (agent, cancel) = (Agent::new(engine.clone(), cluster.clone()).tuned(tuning), CancellationToken::new());
+        let token = cancel.clone();
+        let running = tokio::spawn(async move { agent.run(token).await });
+        until("everything is captured, and rests on a snapshot", async || {
+            let ranges = overview(&cluster).await?.timeline.ranges;
+            Ok(ranges.iter().any(|range| range.epoch == epoch && range.end == point(END)))
+        })
+        .await?;
+        cancel.cancel();
+        running.await??;
+    }
+    let history = history(&cluster).await?;
+    let causes: Vec<_> = history.epochs.iter().map(|epoch| (epoch.number, epoch.cause.clone())).collect();
+    ensure!(causes == [(2, EpochCause::Left("it was left".into()))], "{causes:?}");
+    ensure!(history.gaps.is_empty(), "{:?}", history.gaps);
+    let gaps = overview(&cluster).await?.timeline.gaps;
+    ensure!(gaps.iter().any(|gap| gap.epoch == 2 && gap.cause == "it was left" && gap.explained), "{gaps:?}");
     Ok(())
 }

@@ -171,6 +171,20 @@ fn bytes(text: &str) -> Option<u32> {
     number.parse::<u32>().ok()?.checked_mul(unit)
 }
 
+/// Milliseconds as servers show them, such as `200ms` or `10s`.
+pub(crate) fn milliseconds(text: &str) -> Result<u32> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit = match text.get(digits..).unwrap_or_default() {
+        "" | "ms" => Some(1),
+        "s" => Some(1000),
+        "min" => Some(60_000),
+        _ => None,
+    };
+    let number = text.get(..digits).and_then(|number| number.parse::<u32>().ok());
+    let time = number.zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+    time.ok_or_else(|| odd(&format!("{text:?} is no time")))
+}
+
 /// Where a timeline comes from; none if the server has no file of it.
 pub(crate) async fn history(connection: &mut Connection, timeline: TimelineId) -> Result<Option<History>> {
     if timeline == 1 {
@@ -202,5 +216,9 @@ mod tests {
         for (text, size) in sizes.into_iter().chain([("4GB", None), ("x", None), ("", None), ("1TB", None)]) {
             assert_eq!(bytes(text), size, "{text}");
         }
+        for (text, time) in [("200ms", Some(200)), ("10s", Some(10_000)), ("1min", Some(60_000)), ("1", Some(1))] {
+            assert_eq!(milliseconds(text).ok(), time, "{text}");
+        }
+        assert!(milliseconds("1d").is_err() && milliseconds("ms").is_err());
     }
 }

@@ -54,6 +54,15 @@ pub async fn keep(address: &Address, cluster: &ClusterRepository, keep: bool) ->
     let mut connection = Connection::connect(address, Replication::Physical).await?;
     require_supported(&connection)?;
     let name = name(cluster);
+    if keep {
+        let names = connection.show("synchronous_standby_names").await?;
+        if waits_for(&names, &address.application_name) {
+            tracing::warn!(
+                "the server counts the capture as a standby that commits wait for (synchronous_standby_names is {names:?}): name \
+                 the standbys there, or commits take as long as storing them"
+            );
+        }
+    }
     let kept = if keep { make(&mut connection, &name).await } else { drop(&mut connection, &name).await };
     connection.close().await;
     kept
@@ -99,9 +108,30 @@ async fn drop(connection: &mut Connection, name: &str) -> Result<Kept> {
     }
 }
 
+/// Whether commits can wait for who is called so: `synchronous_standby_names` lists names, or has `*` for all of them.
+fn waits_for(names: &str, name: &str) -> bool {
+    let mut words = names.split(|c: char| c.is_whitespace() || "(),".contains(c)).map(|word| word.trim_matches('"'));
+    words.any(|word| word == "*" || word.eq_ignore_ascii_case(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_waited_for_is_listed_or_anybody() {
+        for (names, waits) in [
+            ("", false),
+            ("*", true),
+            ("a, b", false),
+            ("FIRST 2 (a, Hindsight)", true),
+            ("ANY 1 (a,\"hindsight\")", true),
+            ("2 (*)", true),
+            ("hindsight_two", false),
+        ] {
+            assert_eq!(waits_for(names, "hindsight"), waits, "{names}");
+        }
+    }
 
     #[test]
     fn names_are_those_that_slots_can_have() {

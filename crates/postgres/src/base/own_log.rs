@@ -48,7 +48,10 @@ impl OwnLog {
         reserved: Reserved,
         start: BackupPosition,
     ) -> Result<Self> {
-        let (reader, first) = reserved.follow(start.lsn).await?;
+        let (reader, first) = tokio::select! {
+            begun = reserved.follow(start.lsn) => begun?,
+            () = job.cancel.cancelled() => return Err(EngineError::cancelled()),
+        };
         let stored = Stored {
             first: first.clone(),
             last: first.position.clone(),

@@ -94,6 +94,11 @@ impl Beginning {
             }
             WalEvent::Keepalive(alive) => {
                 self.clock = alive.sent_at;
+                if alive.reply_requested {
+                    // Or it gives us up (wal_sender_timeout).
+                    let status = StandbyStatus { written: self.reader.position(), ..StandbyStatus::default() };
+                    self.stream.send_status(status).await?;
+                }
                 Ok(())
             }
             // It is told again when it is asked for again.

@@ -9,8 +9,8 @@
 //! record ends, and what has come of the broken one is dropped with the old timeline.
 //!
 //! Times are those that records carry, as far as they went up. A server that writes is asked for its clock every other second:
-//! once everything it had was received, nothing that was committed more than a second before is missing, and the end of what
-//! is delivered may be as late as that. It is moved only together with some log, as what is stored has to lead from one position to
+//! once everything it had was received, nothing that was committed some seconds before is missing, and the end of what is
+//! delivered may be as late as that. (Where a disk stalls for longer, it can be: so restores to a time read on behind it.) It is moved only together with some log, as what is stored has to lead from one position to
 //! another. A server that nobody works with still writes a checkpoint after the last work, within `checkpoint_timeout`, and
 //! then nothing: from that checkpoint on the end goes with the clock, before it stays with the last work.
 
@@ -40,9 +40,9 @@ use pump::{PATIENCE, Piece, Pump};
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Bytes after which no more is taken at once, although there is more.
 const ENOUGH: usize = 8 << 20;
-/// Transactions take their time before their place in the log, and are sent once that is written to disk: those that can be later
-/// than a clock that was read after them are so by less than this.
-const MARGIN: SignedDuration = SignedDuration::from_secs(1);
+/// Transactions take their time before their place in the log, and are sent once that is written to disk: so long a disk may take for
+/// that. What nobody waits for (`synchronous_commit=off`) is written up to three `wal_writer_delay` later, which come on top.
+const MARGIN: SignedDuration = SignedDuration::from_secs(5);
 
 /// The log of a server, followed.
 pub struct Follower {
@@ -61,6 +61,8 @@ pub struct Follower {
     delivered: Extent,
     /// The latest time that is known to be over there.
     time: Timestamp,
+    /// What was committed so long before a moment is sent by then.
+    margin: SignedDuration,
 }
 
 impl Follower {
@@ -132,7 +134,7 @@ impl Follower {
         if !self.pending.is_empty() || summary.start.position == summary.end.position {
             return Ok(());
         }
-        self.time = self.time.max(clock.checked_sub(MARGIN).unwrap_or(clock));
+        self.time = self.time.max(clock.checked_sub(self.margin).unwrap_or(clock));
         let (end, timeline) = of_point(&summary.end).map_err(no_point)?;
         summary.end = point(self.time, end, timeline).map_err(no_point)?;
         Ok(())
@@ -167,7 +169,7 @@ impl Follower {
         let primary = !connection.in_recovery().await?;
         let stream = connection.start_replication(self.slot.as_deref(), received, timeline).await?;
         let (slot, stored) = (self.slot.clone(), self.stored.subscribe());
-        self.pieces = Pump { stream, slot, received, primary, patience: Some(PATIENCE), stored }.start();
+        self.pieces = Pump { stream, slot, received, primary, patience: Some(PATIENCE), silent: false, stored }.start();
         Ok(())
     }
 }

@@ -10,13 +10,14 @@ use std::time::Duration;
 use hindsight_engine::{EngineError, FailureKind, LogRequest, LogStart, Result};
 use hindsight_format::Point;
 use hindsight_repository::{ClusterRepository, Error as RepositoryError};
+use jiff::SignedDuration;
 use tokio::sync::watch;
 
 use super::begin::{Beginning, Failure};
 use super::pump::{PATIENCE, Pump};
-use super::{Follower, no_point, odd};
-use crate::cluster::{history, parameters};
-use crate::wal::{Expect, Extent, History};
+use super::{Follower, MARGIN, no_point, odd};
+use crate::cluster::{history, milliseconds, parameters};
+use crate::wal::{Expect, Extent, History, Problem, Span, WalReader};
 use crate::wire::{Connection, Replication, SystemIdentity};
 use crate::{Address, Lsn, NAME, STREAM, TimelineId, of_point, point, slot};
 
@@ -35,8 +36,8 @@ pub async fn open(address: &Address, request: &LogRequest<'_>) -> Result<LogStar
     site.slot = Some(slot).filter(|_| keeps);
     match request.after {
         Some(after) => {
-            let stored = stored_end(request.cluster, after).await?;
-            site.after(connection, after, stored.as_deref()).await
+            let stored = stored_end(request.cluster, after, site.expect).await?;
+            site.after(connection, after, stored).await
         }
         None => {
             let (follower, at) = site.at_end(connection).await?;
@@ -79,9 +80,12 @@ impl Reserved {
     /// The server does not have that part of its log.
     pub async fn follow(mut self, from: Lsn) -> Result<(Follower, Point)> {
         let site = Site::of(&self.address, &mut self.connection).await?;
-        let site = Site { slot: Some(self.slot), patience: None, ..site };
+        // Where commits wait for standbys they are not to wait for this one; the log then stays until the session ends.
+        let silent = !self.connection.show("synchronous_standby_names").await?.is_empty();
+        let site = Site { slot: Some(self.slot), patience: None, silent, ..site };
         let start = Lsn(from.0 - from.0 % u64::from(site.expect.segment_size.bytes()));
-        let mut begun = site.begin(self.connection, start, site.timeline_at(start)).await?;
+        let slot = site.slot.as_deref();
+        let mut begun = site.begin(self.connection, slot, start, site.timeline_at(start)).await?;
         while begun.bytes.is_empty() && !begun.ended {
             begun.more(Lsn(u64::MAX)).await?;
         }
@@ -99,8 +103,20 @@ struct Site {
     /// Of the timeline that it is on; none if it does not know.
     history: Option<History>,
     slot: Option<String>,
+    /// What was committed so long before a moment is sent by then.
+    margin: SignedDuration,
     /// How long a stream is kept while nobody reads it.
     patience: Option<Duration>,
+    /// Whether the server is not told what is safe.
+    silent: bool,
+}
+
+/// What is stored right before a point.
+struct StoredEnd {
+    /// The last frame.
+    bytes: Vec<u8>,
+    /// The record that ends at the point, where that is between two segments.
+    last: Option<Span>,
 }
 
 impl Site {
@@ -109,7 +125,20 @@ impl Site {
         let expect = parameters(connection, &system).await?;
         let history = history(connection, system.timeline).await?;
         let primary = !connection.in_recovery().await?;
-        Ok(Self { address: address.clone(), system, primary, expect, history, slot: None, patience: Some(PATIENCE) })
+        let delay = milliseconds(&connection.show("wal_writer_delay").await?)?;
+        let margin = MARGIN.saturating_add(SignedDuration::from_millis(3 * i64::from(delay)));
+        let address = address.clone();
+        Ok(Self {
+            address,
+            system,
+            primary,
+            expect,
+            history,
+            slot: None,
+            margin,
+            patience: Some(PATIENCE),
+            silent: false,
+        })
     }
 
     /// Refuses a server that is another one than that whose log is stored.
@@ -140,6 +169,12 @@ impl Site {
         Lsn(before(at).0 - before(at).0 % u64::from(self.expect.block_size))
     }
 
+    /// Whether the server left a timeline before a position, so that it never comes there.
+    fn has_left(&self, at: Lsn, timeline: TimelineId) -> bool {
+        let range = self.history.as_ref().and_then(|history| history.range(timeline));
+        matches!(range, Some((_, Some(end))) if end < at)
+    }
+
     /// Why the server's history does not lead over a position, if it does not.
     fn left_before(&self, at: Lsn, timeline: TimelineId) -> Option<String> {
         let present = self.system.timeline;
@@ -159,49 +194,79 @@ impl Site {
         }
     }
 
+    fn begins_segment(&self, lsn: Lsn) -> bool {
+        lsn.0.is_multiple_of(self.expect.segment_size.bytes().into())
+    }
+
     /// Begins a stream at the beginning of a page.
     async fn begin(
         &self,
         connection: Connection,
+        slot: Option<&str>,
         from: Lsn,
         timeline: TimelineId,
     ) -> std::result::Result<Beginning, Failure> {
-        Beginning::at(connection, self.slot.as_deref(), from, Expect { timeline, ..self.expect }).await
+        Beginning::at(connection, slot, from, Expect { timeline, ..self.expect }).await
     }
 
-    /// Follows from a point on that is stored. `stored` are bytes right before it.
-    async fn after(self, connection: Connection, after: &Point, stored: Option<&[u8]>) -> Result<LogStart> {
+    /// Reads on to `at`, and the first of what there is after it.
+    async fn lead(&self, mut begun: Beginning, at: Lsn) -> std::result::Result<Beginning, Failure> {
+        loop {
+            begun.more(at).await?;
+            let there = begun.reader.position() == at;
+            if there && (begun.ended || !begun.later.is_empty() || at >= self.system.flushed) {
+                return Ok(begun);
+            }
+            if begun.ended {
+                let what = format!("the log of timeline {} ends before {at}", begun.timeline);
+                return Err(Failure::Other(odd(what)));
+            }
+        }
+    }
+
+    /// Follows from a point on that is stored, with what is stored right before it.
+    async fn after(self, mut connection: Connection, after: &Point, stored: Option<StoredEnd>) -> Result<LogStart> {
         let (at, timeline) = of_point(after).map_err(no_point)?;
         let (left, flushed) = (self.left_before(at, timeline), self.system.flushed);
-        if at > flushed {
+        // It may still come there, unless it has left for good.
+        if at > flushed && !self.has_left(at, timeline) {
             let what = match left {
                 Some(left) => format!("{left}; its own has come to {flushed}"),
                 None => format!("the log is stored up to {at}, and the server's has come to {flushed} only"),
             };
             return Err(EngineError::new(FailureKind::Server, what).hint(
-                "a standby that is behind comes there by itself; a server that was set back, or took the place of another, is \
-                 captured again, after a gap, once it has come further than that",
+                "a standby that is behind comes there by itself; a server that was set back is captured again, after a gap, once \
+                 it has come further than that",
             ));
         }
         if let Some(cause) = left {
             return Ok(LogStart::Lost { cause });
         }
-        // The segment before may be gone: the slot keeps the one that has the next byte.
-        let begins_segment = at.0.is_multiple_of(self.expect.segment_size.bytes().into());
-        let from = if begins_segment { at } else { self.page_before(at) };
         let other =
             format!("what the server has before {at} is not what is stored: it was set back, or is another one");
+        let differs = |read: &[u8]| stored.as_ref().is_some_and(|stored| !end_alike(&stored.bytes, read));
+        let page = self.page_before(at);
+        // The slot keeps the segment that has the next byte; the one before may be gone, or have nothing in its last page.
+        let begins_segment = self.begins_segment(at);
+        if begins_segment {
+            let read = async { self.lead(self.begin(connection, None, page, timeline).await?, at).await };
+            connection = match read.await {
+                Ok(begun) if differs(&begun.bytes) => return Ok(LogStart::Lost { cause: other }),
+                Ok(begun) => begun.stream.finish().await?,
+                Err(Failure::Removed | Failure::Unreadable(_)) => {
+                    Connection::connect(&self.address, Replication::Physical).await?
+                }
+                Err(Failure::Other(error)) => return Err(error),
+            };
+        }
         let lead = async {
-            let mut begun = self.begin(connection, from, timeline).await?;
-            loop {
-                begun.more(at).await?;
-                if begun.reader.position() == at {
-                    return Ok(begun);
-                }
-                if begun.ended {
-                    return Err(Failure::Other(odd(format!("the log of timeline {timeline} ends before {at}"))));
-                }
+            let from = if begins_segment { at } else { page };
+            let mut begun = self.begin(connection, self.slot.as_deref(), from, timeline).await?;
+            if let Some(last) = stored.as_ref().and_then(|stored| stored.last).filter(|_| begins_segment) {
+                // The next one has to name it.
+                begun.reader = WalReader::after(last, Expect { timeline, ..self.expect });
             }
+            self.lead(begun, at).await
         };
         let mut begun = match lead.await {
             Ok(begun) => begun,
@@ -215,24 +280,38 @@ impl Site {
         // Slices end with records, but for the parts of a long one.
         let begins_page = at.0.is_multiple_of(self.expect.block_size.into());
         let ends_record = begun.reader.whole().is_some_and(|whole| whole.end == at);
-        if !(begins_page || ends_record) || !stored.is_none_or(|stored| end_alike(stored, &begun.bytes)) {
+        if !(begins_page || ends_record) || differs(&begun.bytes) {
             return Ok(LogStart::Lost { cause: other });
         }
         let delivered = begun.reader.extent();
         begun.forget();
         begun.reader.only(timeline);
-        begun.rest().map_err(Failure::Unreadable)?;
+        match begun.rest() {
+            Err(error) if matches!(error.problem, Problem::PreviousRecord { .. }) => {
+                return Ok(LogStart::Lost { cause: format!("{other} ({error})") });
+            }
+            rest => rest.map_err(Failure::Unreadable)?,
+        }
         Ok(LogStart::Continues { reader: Box::new(self.follower(begun, after, delivered)), at: after.clone() })
     }
 
     /// Follows from the last place on where a record ends.
     async fn at_end(self, connection: Connection) -> Result<(Follower, Point)> {
         let flushed = self.system.flushed;
-        let mut begun = self.begin(connection, self.page_before(flushed), self.timeline_before(flushed)).await?;
+        let (slot, timeline) = (self.slot.as_deref(), self.timeline_before(flushed));
+        let mut begun = self.begin(connection, slot, self.page_before(flushed), timeline).await?;
         let whole = loop {
             begun.more(Lsn(u64::MAX)).await?;
             match begun.reader.whole() {
                 Some(whole) if begun.reader.position() >= flushed => break whole,
+                // The segment before was left early, and nothing has come after it.
+                None if begun.reader.position() == flushed
+                    && begun.reader.is_lost()
+                    && self.begins_segment(flushed) =>
+                {
+                    begun.reader = WalReader::at_record(flushed, Expect { timeline, ..self.expect });
+                    break begun.reader.extent();
+                }
                 // All of it is the midst of a long record, the end of which is to be waited for.
                 None => begun.forget(),
                 Some(_) => {}
@@ -257,6 +336,7 @@ impl Site {
             received: begun.reader.position(),
             primary: self.primary,
             patience: self.patience,
+            silent: self.silent,
             stored: stored.subscribe(),
         };
         Follower {
@@ -270,6 +350,7 @@ impl Site {
             events: begun.events,
             delivered,
             time: at.time,
+            margin: self.margin,
         }
     }
 }
@@ -283,18 +364,43 @@ fn end_alike(a: &[u8], b: &[u8]) -> bool {
     a.iter().rev().zip(b.iter().rev()).all(|(a, b)| a == b)
 }
 
-/// The last bytes that are stored before a point, as far as they can be read.
-async fn stored_end(cluster: &ClusterRepository, after: &Point) -> Result<Option<Vec<u8>>> {
+/// The last record in parts of a slice; only its first part is known to begin with one. The unused rest of a segment need not
+/// be readable, and has none.
+fn last_record(parts: &[&[u8]], start: Lsn, begins: bool, expect: Expect) -> Option<Span> {
+    let page = start.0.is_multiple_of(expect.block_size.into());
+    let mut reader = if begins && !page { WalReader::at_record(start, expect) } else { WalReader::new(start, expect) };
+    for part in parts {
+        if reader.feed(part, &mut |_| {}).is_err() {
+            break;
+        }
+    }
+    reader.last_record()
+}
+
+/// What is stored before a point, as far as it can be read.
+async fn stored_end(cluster: &ClusterRepository, after: &Point, expect: Expect) -> Result<Option<StoredEnd>> {
+    let (at, timeline) = of_point(after).map_err(no_point)?;
+    let expect = Expect { timeline, ..expect };
+    let begins_segment = at.0.is_multiple_of(expect.segment_size.bytes().into());
     let epoch = cluster.current_epoch().await?;
     let mut slices = cluster.slices_from(STREAM, epoch, None).await?;
     slices.retain(|slice| slice.name.end.position == after.position && cluster.can_read(slice));
     let Some(slice) = slices.last() else { return Ok(None) };
     let read = async {
         let reader = cluster.slice_reader(slice).await?;
-        match reader.footer().frames.len().checked_sub(1) {
-            Some(last) => reader.frame(last).await.map(Some),
-            None => Ok(None),
+        let (mut found, mut until, mut next) = (None, at, Vec::new());
+        for index in (0..reader.footer().frames.len()).rev() {
+            let bytes = reader.frame(index).await?;
+            until = Lsn(until.0.saturating_sub(bytes.len() as u64));
+            let last = if begins_segment { last_record(&[&bytes, &next], until, index == 0, expect) } else { None };
+            next = bytes.get(..expect.block_size as usize).unwrap_or(&bytes).to_vec();
+            let stored = found.get_or_insert(StoredEnd { bytes, last: None });
+            stored.last = last.filter(|last| last.end == at);
+            if last.is_some() || !begins_segment {
+                break;
+            }
         }
+        Ok(found)
     };
     match read.await {
         // Damage is found out by others, and keeps nobody from capturing what comes.

@@ -43,6 +43,8 @@ pub(super) struct Pump {
     pub(super) primary: bool,
     /// How long it is kept while nobody reads it; none for as long as it lasts.
     pub(super) patience: Option<Duration>,
+    /// Whether the server is not told what is safe: who tells that counts as a standby, and commits may wait for it.
+    pub(super) silent: bool,
     /// Up to where all is safe.
     pub(super) stored: watch::Receiver<Lsn>,
 }
@@ -124,7 +126,8 @@ impl Pump {
 
     /// Says how far we are; with `reply` the server answers with its clock.
     async fn tell(&mut self, reply: bool) -> Result<()> {
-        let flushed = *self.stored.borrow_and_update();
+        let stored = *self.stored.borrow_and_update();
+        let flushed = if self.silent { Lsn::INVALID } else { stored };
         let status = StandbyStatus { written: self.received, flushed, applied: Lsn::INVALID, reply };
         Ok(self.stream.send_status(status).await?)
     }
@@ -198,7 +201,8 @@ mod tests {
         let all: Vec<_> = (1..=pieces).map(|at| (Lsn(at), &b"x"[..], Lsn(pieces + 1))).collect();
         let (stream, server) = streaming(&all).await;
         let stored = watch::Sender::new(Lsn(1));
-        let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, patience, stored: stored.subscribe() };
+        let (silent, stored_at) = (patience.is_none(), stored.subscribe());
+        let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, patience, silent, stored: stored_at };
         (pump.start(), stored, server)
     }
 
@@ -214,8 +218,10 @@ mod tests {
                     break;
                 }
                 if tag == b'd' {
-                    let (written, _) = status(&body);
+                    let (written, safe) = status(&body);
                     assert!(written <= WAITING as u64 + 1);
+                    // Who is silent never tells what is safe.
+                    assert_eq!(safe, u64::from(patience.is_some()));
                     full += usize::from(written == WAITING as u64 + 1);
                 }
             }
@@ -234,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_shuts_down_is_told_that_all_has_come() {
-        let (mut pieces, stored, mut server) = pump(3, None).await;
+        let (mut pieces, stored, mut server) = pump(3, Some(PATIENCE)).await;
         for clock in [false, false, true] {
             let Some(Ok(Piece::Log { clock: told, .. })) = pieces.recv().await else { panic!("no piece") };
             // The clock counts where nothing is missing.

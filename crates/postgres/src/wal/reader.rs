@@ -187,6 +187,11 @@ impl WalReader {
         self.whole.filter(|whole| whole.end <= self.position).or(self.before)
     }
 
+    /// Whether it has come to no page yet: it began amid one, or in the unused rest of a segment.
+    pub fn is_lost(&self) -> bool {
+        self.state == State::Lost
+    }
+
     /// Goes on with a timeline that branches off here.
     pub fn follow(&mut self, timeline: TimelineId) {
         self.expect.timeline = timeline;

@@ -233,7 +233,7 @@ async fn the_end_goes_with_the_servers_clock() {
     })
     .await;
     let now: i64 = server.sql("select extract(epoch from clock_timestamp())::bigint").await.unwrap().parse().unwrap();
-    assert!(capture.buffer.summary.end.time.as_second() < now, "and not later than the server's clock");
+    assert!(capture.buffer.summary.end.time.as_second() <= now - 5, "and not later than what a disk may take before");
     capture.store().await;
     check(&cluster, &capture.stored).await;
 

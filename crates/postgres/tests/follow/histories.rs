@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use hindsight_postgres::wal::{Segment, SegmentSize};
 use hindsight_postgres::{Lsn, point, slot};
 use hindsight_testkit::Postgres;
 
@@ -74,8 +75,13 @@ async fn a_standby_is_captured_through_its_promotion() {
     // The server that was left behind goes on by itself, and nothing of it is taken for the other's, nor the other way round.
     server.pgbench(&["-c", "2", "-t", "3000", "-n"]).await.unwrap();
     let on_the_old = point(before.time, written(&server).await, 1).unwrap();
-    let Err(error) = open(&standby, &cluster, Some(&on_the_old)).await else { panic!("it was opened") };
-    assert!(error.what.contains("left timeline 1 at"), "{}", error.what);
+    assert!(written(&standby).await < place(&on_the_old).0);
+    let cause = lost(&standby, &cluster, &on_the_old).await;
+    assert!(cause.contains(&format!("left timeline 1 at {switch}")), "{cause}");
+    // One that may be behind is waited for.
+    let on_the_new = point(before.time, Lsn(place(&on_the_old).0.0 + (1 << 20)), 2).unwrap();
+    let Err(error) = open(&server, &cluster, Some(&on_the_new)).await else { panic!("it was opened") };
+    assert!(error.what.contains("does not come from"), "{}", error.what);
     let cause = lost(&server, &cluster, &last.name.end).await;
     assert!(cause.contains("is on timeline 1, which does not come from"), "{cause}");
     standby.pgbench(&["-c", "2", "-t", "6000", "-n"]).await.unwrap();
@@ -123,4 +129,84 @@ async fn a_server_that_was_set_back_is_not_taken_for_the_same() {
     assert!(lost(&server, &cluster, &end).await.contains("it was set back"));
     // What is stored from before the copy was made is still what it has.
     Capture::open(&server, &cluster, Some(&cluster_after)).await;
+}
+
+/// Leaves the segment, with nothing after it.
+async fn leave_segment(server: &Postgres) -> Lsn {
+    server.sql("select pg_switch_wal()").await.unwrap();
+    let end = written(server).await;
+    assert!(end.0.is_multiple_of(16 << 20), "{end}");
+    end
+}
+
+#[tokio::test]
+async fn a_server_that_was_set_back_is_known_at_the_end_of_a_segment_too() {
+    // Nothing is written but by the test.
+    let quiet = || options().set("autovacuum", "off").set("checkpoint_timeout", "1h");
+    let server = Postgres::start(quiet()).await.unwrap();
+    server.pgbench(&["-i", "-s", "1", "-q"]).await.unwrap();
+    server.sql("checkpoint").await.unwrap();
+    let (folder, cluster) = repository(&server).await;
+    server.stop().await.unwrap();
+    let copy = folder.path().join("copy");
+    let copied = Command::new("cp").arg("-aT").arg(server.data_dir()).arg(&copy).status();
+    assert!(copied.unwrap().success());
+    server.restart().await.unwrap();
+    let mut capture = Capture::open(&server, &cluster, None).await;
+    server.pgbench(&["-c", "1", "-t", "100", "-n"]).await.unwrap();
+    let boundary = leave_segment(&server).await;
+    capture.until(boundary).await;
+    let end = capture.stored.last().unwrap().name.end.clone();
+    assert_eq!(place(&end).0, boundary);
+    drop(capture);
+    let segment = Segment { timeline: 1, number: boundary.0 / (16 << 20) - 1 }.name(SegmentSize::DEFAULT);
+    let before = server.data_dir().join("pg_wal").join(segment);
+
+    // It goes on where nothing was written yet, and where something was; also without the segment before.
+    Capture::open(&server, &cluster, Some(&end)).await;
+    server.sql("create table t (a int)").await.unwrap();
+    for gone in [false, true] {
+        if gone {
+            std::fs::remove_file(&before).unwrap();
+        }
+        let mut capture = Capture::open(&server, &cluster, Some(&end)).await;
+        let until = written(&server).await;
+        soon(async {
+            while capture.end() < until {
+                capture.read().await.unwrap();
+            }
+        })
+        .await;
+    }
+
+    server.stop().await.unwrap();
+    std::fs::remove_dir_all(server.data_dir()).unwrap();
+    let copied = Command::new("cp").arg("-aT").arg(&copy).arg(server.data_dir()).status();
+    assert!(copied.unwrap().success());
+    server.restart().await.unwrap();
+    server.pgbench(&["-c", "1", "-t", "150", "-n"]).await.unwrap();
+    assert_eq!(leave_segment(&server).await, boundary);
+    server.sql("create table other (a int)").await.unwrap();
+    // The unused rest of the segment before is alike: what comes next names another record.
+    for gone in [false, true] {
+        if gone {
+            std::fs::remove_file(&before).unwrap();
+        }
+        let cause = lost(&server, &cluster, &end).await;
+        assert!(cause.contains("it was set back"), "{cause}");
+    }
+}
+
+#[tokio::test]
+async fn it_can_begin_where_a_segment_was_left_and_nothing_came_after() {
+    let server = Postgres::start(options().set("autovacuum", "off").set("checkpoint_timeout", "1h")).await.unwrap();
+    let (_folder, cluster) = repository(&server).await;
+    server.sql("create table t (a int)").await.unwrap();
+    let boundary = leave_segment(&server).await;
+    let mut capture = Capture::open(&server, &cluster, None).await;
+    assert_eq!(capture.end(), boundary);
+    server.sql("insert into t values (1)").await.unwrap();
+    capture.until(written(&server).await).await;
+    compare(&server, &cluster, &capture.stored).await;
+    check(&cluster, &capture.stored).await;
 }

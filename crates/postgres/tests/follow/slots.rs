@@ -1,11 +1,12 @@
 //! Slots, and servers that cannot be captured.
 
-use hindsight_engine::{FailureKind, Kept};
+use hindsight_engine::{FailureKind, Kept, LogReader as _};
+use hindsight_postgres::follow::Reserved;
 use hindsight_postgres::{Address, cluster, grants, slot};
 use hindsight_testkit::{Postgres, PostgresOptions};
 
 use crate::captured::Capture;
-use crate::{address, open, repository, soon};
+use crate::{address, open, repository, soon, written};
 
 #[tokio::test]
 async fn a_slot_is_made_once_and_dropped_once() {
@@ -122,4 +123,24 @@ async fn a_server_is_called_what_it_was_called() {
     let now: i64 = server.sql("select extract(epoch from clock_timestamp())::bigint").await.unwrap().parse().unwrap();
     assert!((now - found.head.time.as_second()).abs() < 60);
     assert!(crate::place(&found.head).0 <= crate::written(&server).await);
+}
+
+#[tokio::test]
+async fn commits_do_not_wait_for_a_backup() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let of = "select count(*), bool_and(flush_lsn is null), max(sync_priority) from pg_stat_replication \
+              where write_lsn is not null";
+    for (names, told) in [("*", "1|t|0"), ("", "1|f|0")] {
+        server.sql(&format!("alter system set synchronous_standby_names = '{names}'")).await.unwrap();
+        server.sql("select pg_reload_conf()").await.unwrap();
+        soon(async { while server.sql("show synchronous_standby_names").await.unwrap() != names {} }).await;
+        let from = written(&server).await;
+        let reserved = Reserved::new(&address(&server)).await.unwrap();
+        let (mut reader, at) = soon(reserved.follow(from)).await.unwrap();
+        // As soon as what is stored is told at all.
+        reader.stored(&at);
+        soon(async { while server.sql(of).await.unwrap() != told {} }).await;
+        drop(reader);
+        soon(async { while server.sql("select count(*) from pg_stat_replication").await.unwrap() != "0" {} }).await;
+    }
 }
