@@ -18,7 +18,7 @@ use crate::base::StoredBase;
 use crate::feed::blocking;
 use crate::restore::recover::{Facts, look};
 use crate::restore::settings::{isolated, put_aside};
-use crate::server::{Owner, Private, Programs, Server, VARIABLES, local, major, user_named};
+use crate::server::{Folder, Owner, Private, Programs, Server, VARIABLES, local, major, user_named};
 use crate::wire::Connection;
 
 /// The data directory, in the folder.
@@ -103,9 +103,10 @@ impl Scratch for ScratchServer {
         let base = StoredBase::load(&job.cluster, &plan.base).await?;
         let (directory, owner) = (self.data(), self.owner.clone());
         let private = blocking(move || {
-            let private = Private::create(&directory, &owner)?;
-            put_aside(&private)?;
-            Ok(private)
+            let data = Folder::open(&directory, &owner)?;
+            data.require_owned()?;
+            put_aside(&data)?;
+            Private::create(data)
         });
         let private = private.await?;
         let examining = async {

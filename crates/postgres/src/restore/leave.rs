@@ -1,17 +1,16 @@
 //! How a restored cluster is left: on disk, whole, and with a server that runs, if that is wanted.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 
-use hindsight_engine::{Directory, Result};
+use hindsight_engine::Result;
 
-use super::place::{Place, quoted};
+use super::place::{Made, Place, quoted};
 use super::recover::Facts;
 use super::settings::{self, Standing};
-use crate::base::StoredBase;
 use crate::feed::blocking;
-use crate::server::{Private, Programs, Server, local};
+use crate::server::{Folder, Private, Programs, Server};
 
 /// Seconds that a server may take to start, which has nothing to recover.
 const TO_START: u32 = 120;
@@ -22,24 +21,14 @@ const LOG: &str = "server.log";
 ///
 /// # Errors
 /// It does not end cleanly, or something cannot be written.
-pub(super) async fn leave(
-    server: Server,
-    private: Private,
-    place: &Place,
-    base: &StoredBase,
-    directory: &Directory,
-    facts: &Facts,
-) -> Result<()> {
+pub(super) async fn leave(server: Server, private: Private, made: Arc<Made>, standing: Standing) -> Result<()> {
     server.stop().await?;
-    let (place, base, port, subscribed) = (place.clone(), base.clone(), directory.port, facts.subscriptions > 0);
     blocking(move || {
-        let configured_outside = Some(&base).filter(|base| base.configured_outside);
-        settings::leave(&private, &Standing { port, subscribed, configured_outside })?;
-        place.sync()?;
+        settings::leave(made.data(), &standing)?;
+        made.sync()?;
         // Only what is on disk is whole.
         private.remove()?;
-        let path = place.directory();
-        File::open(path).and_then(|directory| directory.sync_all()).map_err(|error| local(path, &error))
+        made.data().sync()
     })
     .await
 }
@@ -55,17 +44,17 @@ pub(super) struct Listening {
 ///
 /// # Errors
 /// Why it does not start.
-pub(super) async fn start(programs: &Programs, place: &Place) -> Result<std::result::Result<Listening, String>> {
-    let mut command = place.owner().command(&programs.program("pg_ctl"));
-    let log = place.directory().join(LOG);
-    command.current_dir(place.directory()).arg("-D").arg(place.directory()).arg("-l").arg(&log);
+pub(super) async fn start(programs: &Programs, data: &Folder) -> Result<std::result::Result<Listening, String>> {
+    let mut command = data.owner().command(&programs.program("pg_ctl"));
+    command.current_dir(data.path()).arg("-D").arg(data.path()).arg("-l").arg(data.path().join(LOG));
     command.args(["-w", "-t", &TO_START.to_string(), "-s", "start"]).stdout(Stdio::null()).stderr(Stdio::null());
-    let directory = place.directory().to_owned();
+    let data = data.clone();
     blocking(move || {
         if !command.status()?.success() {
-            return Ok(Err(why(&log)));
+            return Ok(Err(why(&data.read(LOG)?.unwrap_or_default())));
         }
-        let text = fs::read_to_string(directory.join("postmaster.pid"))?;
+        let text = data.read("postmaster.pid")?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let mut lines = text.lines().map(str::to_owned);
         // LOCK_FILE_LINE_PORT and LOCK_FILE_LINE_SOCKET_DIR (miscadmin.h)
         let (port, sockets) = (lines.nth(3).unwrap_or_default(), lines.next().unwrap_or_default());
@@ -75,8 +64,8 @@ pub(super) async fn start(programs: &Programs, place: &Place) -> Result<std::res
 }
 
 /// What a server said that did not start.
-fn why(log: &Path) -> String {
-    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+fn why(log: &[u8]) -> String {
+    let text = String::from_utf8_lossy(log);
     let telling: Vec<&str> = text
         .lines()
         .filter_map(|line| {
@@ -160,12 +149,7 @@ mod tests {
 
     #[test]
     fn what_keeps_a_server_from_starting_is_told() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("log");
-        let told = |text: &str| {
-            fs::write(&log, text).unwrap();
-            why(&log)
-        };
+        let told = |text: &str| why(text.as_bytes());
         let text = "2026-01-01 UTC [7] LOG:  starting\n2026-01-01 UTC [7] LOG:  could not bind IPv4 address \"127.0.0.1\": Address \
                     already in use\nHINT:  x\n2026-01-01 UTC [7] FATAL:  could not create any TCP/IP sockets\n";
         assert_eq!(

@@ -1,6 +1,5 @@
 //! A server that replays the log in a directory, and what is looked at when it has.
 
-use std::fs;
 use std::io::Write as _;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use super::serve::Serving;
 use super::settings::{RecoveryTarget, isolated};
 use crate::base::StoredBase;
 use crate::feed::blocking;
-use crate::server::{PRIVATE, Private, Programs, Server, local};
+use crate::server::{PRIVATE, Private, Programs, Server};
 use crate::wal::{History, SegmentSize, WalFile};
 use crate::wire::{Connection, Error as WireError};
 use crate::{Lsn, TimelineId};
@@ -35,8 +34,7 @@ pub(crate) async fn recover(
     last: Lsn,
     command: String,
 ) -> Result<Server> {
-    let signal = private.directory().join("recovery.signal");
-    fs::write(&signal, "").and_then(|()| private.owner().give(&signal)).map_err(|error| local(&signal, &error))?;
+    private.data().write("recovery.signal", b"")?;
     let (timeline, cut) = (log.segments().timeline(), log.segments().cut());
     let serving = Serving::start(job, base, log, private)?;
     let target = RecoveryTarget { last, timeline, command };
@@ -54,19 +52,18 @@ pub(crate) async fn recover(
 
 /// The history of the timeline that the server has begun says where it left the one before.
 fn check_history(private: &Private, timeline: TimelineId, cut: Lsn) -> Result<()> {
-    let folder = private.directory().join("pg_wal");
+    let folder = private.data().folder("pg_wal")?;
     let mut newest = None;
-    for entry in fs::read_dir(&folder)? {
-        if let Some(WalFile::History(found)) =
-            entry?.file_name().to_str().and_then(|name| WalFile::parse(name, SegmentSize::DEFAULT))
-        {
+    for name in folder.names()? {
+        if let Some(WalFile::History(found)) = WalFile::parse(&name, SegmentSize::DEFAULT) {
             newest = newest.max(Some(found));
         }
     }
     let wrong = |what: String| EngineError::new(FailureKind::Server, format!("the server {what}"));
     let newest = newest.filter(|newest| *newest > timeline);
     let newest = newest.ok_or_else(|| wrong(format!("did not begin a timeline after {timeline}")))?;
-    let text = fs::read_to_string(folder.join(WalFile::History(newest).name(SegmentSize::DEFAULT)))?;
+    let text = folder.read(&WalFile::History(newest).name(SegmentSize::DEFAULT))?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let history = History::parse(newest, &text).map_err(|error| wrong(format!("wrote what is no history: {error}")))?;
     match history.branches().last() {
         Some(left) if (left.timeline, left.end) == (timeline, cut) => Ok(()),
@@ -177,15 +174,17 @@ fn user_in(said: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::server::Owner;
+    use crate::server::{Folder, Owner};
 
     #[test]
     fn the_history_has_to_name_the_cut() {
         let folder = tempfile::tempdir().unwrap();
         let wal = folder.path().join("pg_wal");
         fs::create_dir(&wal).unwrap();
-        let private = Private::create(folder.path(), &Owner::us()).unwrap();
+        let private = Private::create(Folder::open(folder.path(), &Owner::us()).unwrap()).unwrap();
         let check = || check_history(&private, 2, Lsn(0x300_0028)).map_err(|error| error.what);
         assert!(check().unwrap_err().contains("did not begin a timeline"));
         fs::write(wal.join("00000002.history"), "1\t0/2000000\tx\n").unwrap();

@@ -140,6 +140,20 @@ async fn a_slice_that_goes_away_is_told_as_missing() {
     assert!(is_empty(&place.data_dir()) && gate.0.load(Ordering::SeqCst) == 0);
 }
 
+/// The server's user may do anything in its directory, but leads nobody else out of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_links_to_is_left_alone() {
+    let (stored, place) = small().await;
+    let other = place.new_folder("other").unwrap().join("file");
+    fs::write(&other, "# somebody else's\n").unwrap();
+    let links = format!("ln -sf '{}' postgresql.auto.conf; {}", other.display(), super::command());
+    let gate = Arc::new(Crossed::default());
+    super::restore_asking(&stored, &Target::Latest, &directory(&place), gate, links).await.unwrap();
+    assert_eq!(fs::read_to_string(&other).unwrap(), "# somebody else's\n");
+    let settings = place.data_dir().join("postgresql.auto.conf");
+    assert!(!settings.is_symlink() && fs::read_to_string(&settings).unwrap().contains("archive_mode = 'off'"));
+}
+
 const CUT_OFF: &str = "HINDSIGHT_TEST_CUT_OFF";
 
 /// Restores what the environment says, with a log that never comes: for a process that is killed.
