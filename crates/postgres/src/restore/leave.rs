@@ -1,5 +1,7 @@
 //! How a restored cluster is left: on disk, whole, and with a server that runs, if that is wanted.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -40,11 +42,69 @@ pub(super) struct Listening {
     sockets: String,
 }
 
-/// Starts the server as it is configured, so that it outlives us.
+/// What came of starting the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// It was not wanted.
+    NotAsked,
+    /// It runs.
+    Runs(Listening),
+    /// It does not start as it is configured, and why.
+    Fails(String),
+    /// Its configuration says that the data are in this directory, which is another one: a server that is started here
+    /// takes that.
+    Elsewhere(String),
+}
+
+impl Start {
+    /// What is to be told as soon as it is known.
+    pub(super) fn warning(&self) -> Option<String> {
+        match self {
+            Self::NotAsked | Self::Runs(_) => None,
+            Self::Fails(why) => Some(format!("the server does not start as it is configured: {why}")),
+            Self::Elsewhere(other) => Some(format!("the server is not started: its configuration leads to {other}")),
+        }
+    }
+}
+
+/// Starts the server as it is configured, so that it outlives us, if that is `wanted`, and if it is this one that starts.
 ///
 /// # Errors
-/// Why it does not start.
-pub(super) async fn start(programs: &Programs, data: &Folder) -> Result<std::result::Result<Listening, String>> {
+/// Its programs cannot be run.
+pub(super) async fn start(programs: &Programs, data: &Folder, wanted: bool) -> Result<Start> {
+    if let Some(other) = elsewhere(programs, data).await? {
+        return Ok(Start::Elsewhere(other));
+    }
+    if !wanted {
+        return Ok(Start::NotAsked);
+    }
+    Ok(match start_here(programs, data).await? {
+        Ok(listening) => Start::Runs(listening),
+        Err(why) => Start::Fails(why),
+    })
+}
+
+/// The directory that a server takes which is told this one, if it is another: `data_directory` in its `postgresql.conf` counts
+/// more than what it is told (`SelectConfigFiles` in guc.c). That came from the source, and may name its directory.
+async fn elsewhere(programs: &Programs, data: &Folder) -> Result<Option<String>> {
+    let mut command = data.owner().command(&programs.program("postgres"));
+    command.current_dir(data.path()).arg("-D").arg(data.path()).args(["-C", "data_directory"]).stderr(Stdio::null());
+    let data = data.clone();
+    blocking(move || {
+        let output = command.output()?;
+        // What keeps it from reading its configuration keeps it from starting.
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if !output.status.success() || said.is_empty() {
+            return Ok(None);
+        }
+        let here = data.metadata()?;
+        let is_here = fs::metadata(&said).is_ok_and(|found| (found.dev(), found.ino()) == (here.dev(), here.ino()));
+        Ok((!is_here).then_some(said))
+    })
+    .await
+}
+
+async fn start_here(programs: &Programs, data: &Folder) -> Result<std::result::Result<Listening, String>> {
     let mut command = data.owner().command(&programs.program("pg_ctl"));
     command.current_dir(data.path()).arg("-D").arg(data.path()).arg("-l").arg(data.path().join(LOG));
     command.args(["-w", "-t", &TO_START.to_string(), "-s", "start"]).stdout(Stdio::null()).stderr(Stdio::null());
@@ -81,12 +141,7 @@ fn why(log: &[u8]) -> String {
 }
 
 /// What to do next, a sentence each.
-pub(super) fn next(
-    programs: &Programs,
-    place: &Place,
-    started: Option<&std::result::Result<Listening, String>>,
-    facts: &Facts,
-) -> Vec<String> {
+pub(super) fn next(programs: &Programs, place: &Place, start: &Start, facts: &Facts) -> Vec<String> {
     let pg_ctl = |what: &str| {
         let (program, directory) = (quoted(&programs.program("pg_ctl")), quoted(place.directory()));
         let log: PathBuf = place.directory().join(LOG);
@@ -98,15 +153,15 @@ pub(super) fn next(
     };
     let shown = place.directory().display();
     let mut next = Vec::new();
-    match started {
-        Some(Ok(Listening { port, sockets })) => {
+    match start {
+        Start::Runs(Listening { port, sockets }) => {
             let folder = if sockets.is_empty() { String::new() } else { format!(", and its socket is in {sockets}") };
             next.push(format!(
                 "a server runs in {shown}: it listens on port {port}{folder}; end it with: {}",
                 pg_ctl("stop")
             ));
         }
-        Some(Err(why)) => {
+        Start::Fails(why) => {
             let taken = why.contains("Address already in use") || why.contains("already exists");
             let remedy = if taken {
                 format!("set another port in {shown}/postgresql.auto.conf")
@@ -119,7 +174,11 @@ pub(super) fn next(
                 pg_ctl("start")
             ));
         }
-        None => next.push(format!("it is ready to start: {}", pg_ctl("start"))),
+        Start::Elsewhere(other) => next.push(format!(
+            "the data are restored and were looked at, but do not start a server in {shown} yet: data_directory in its \
+             configuration leads it to {other}, and it would run there; remove that line from {shown}/postgresql.conf first"
+        )),
+        Start::NotAsked => next.push(format!("it is ready to start: {}", pg_ctl("start"))),
     }
     next.push(
         "archiving, replication and synchronous standbys are switched off in it: before it takes the place of its source, \

@@ -101,13 +101,12 @@ pub async fn run_asking(
     let configured_outside = base.configured_outside.then(|| base.clone());
     let standing = Standing { before, port, subscribed, configured_outside };
     leave(server, private, made.clone(), standing).await?;
-    let mut started = None;
     if directory.start {
         job.progress.step("starting the server", None);
-        started = Some(start(programs, made.data()).await?);
     }
-    if let Some(Err(why)) = &started {
-        job.progress.warn(format!("the server does not start as it is configured: {why}"));
+    let started = start(programs, made.data(), directory.start).await?;
+    if let Some(warning) = started.warning() {
+        job.progress.warn(warning);
     }
     Ok(Restored {
         totals: RestoreTotals {
@@ -118,7 +117,7 @@ pub async fn run_asking(
             log_records: walked.records,
         },
         reached: Some(reaches.clone()),
-        next: next(programs, &place, started.as_ref(), &facts),
+        next: next(programs, &place, &started, &facts),
     })
 }
 

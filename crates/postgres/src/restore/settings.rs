@@ -14,9 +14,10 @@ const AT_LEAST: [(&str, u64); 3] =
     [("max_connections", 100), ("max_prepared_transactions", 1000), ("max_locks_per_transaction", 64)];
 
 /// What a copy must not do, as it would meddle with what belongs to its source: archive over the source's log, follow
-/// the source's primary, wait for the source's standbys.
-const COPY: [(&str, &str); 5] = [
+/// the source's primary, wait for the source's standbys, overwrite the file that names its process.
+const COPY: [(&str, &str); 6] = [
     ("archive_mode", "off"),
+    ("external_pid_file", ""),
     ("primary_conninfo", ""),
     ("primary_slot_name", ""),
     ("restore_command", ""),
