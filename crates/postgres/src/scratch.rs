@@ -143,7 +143,7 @@ impl Examination<'_> {
             let problem = format!("{} databases are there, {} were restored", self.facts.databases, totals.collections);
             examined.problems.push(problem);
         }
-        let mut first = self.connect("template1").await?;
+        let mut first = self.connect(&self.facts.database).await?;
         let doing = "listing what was restored";
         let rows =
             first.query("SELECT datname FROM pg_catalog.pg_database WHERE datallowconn ORDER BY 1", doing).await?;
@@ -189,7 +189,7 @@ impl Examination<'_> {
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_clear().envs(VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command.envs(self.server.environment(&self.facts.superuser)).env("PGDATABASE", "template1");
+        command.envs(self.server.environment(&self.facts.superuser)).env("PGDATABASE", &self.facts.database);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }

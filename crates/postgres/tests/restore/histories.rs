@@ -285,3 +285,14 @@ async fn the_directory_of_the_source_is_not_started_instead() {
         assert!(!done.next.iter().any(|next| next.contains("pg_ctl")), "{:?}", done.next);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_nobody_may_connect_to_is_in_nobodys_way() {
+    let server = Postgres::start(source()).await.unwrap();
+    server.sql("ALTER DATABASE template1 ALLOW_CONNECTIONS false").await.unwrap();
+    let stored = Stored::new().await;
+    let (manifest, _) = stored.back_up(&server, "2026-01-01T00:00:00Z", &History::first()).await;
+    server.stop().await.unwrap();
+    let (_, _, done) = restored(&stored, &Target::Snapshot(manifest.id.clone())).await;
+    assert_eq!(done.totals.collections, 3);
+}
