@@ -82,6 +82,9 @@ pub(crate) fn isolated(base: &StoredBase, target: Option<&RecoveryTarget>) -> St
     for (name, file) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
         settings.insert(name, format!("{PRIVATE}/{file}"));
     }
+    if base.major >= 17 {
+        settings.insert("event_triggers", "off".to_owned());
+    }
     if let Some(RecoveryTarget { last, timeline, command }) = target {
         settings.insert("restore_command", command.clone());
         settings.insert("recovery_target_lsn", last.to_string());
@@ -224,7 +227,9 @@ pub(crate) mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }
-        assert!(!text.contains("recovery_target"));
+        assert!(!text.contains("recovery_target") && !text.contains("event_triggers"));
+        let newer = isolated(&StoredBase { major: 17, ..base.clone() }, None);
+        assert!(newer.contains("event_triggers = 'off'\n"));
         let command = r"'/a b\c' restore-wal --socket s %f %p".to_owned();
         let target = RecoveryTarget { last: Lsn(0x300_0028), timeline: 2, command };
         let text = isolated(&base, Some(&target));
