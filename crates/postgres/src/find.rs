@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use hindsight_catalog::{History, Target};
 use hindsight_engine::{EngineError, FailureKind, Result, Spoken};
 use hindsight_format::{StoredSlice, format_time};
@@ -107,6 +107,17 @@ impl At {
     }
 }
 
+/// Keeps the first damage, and goes on: what is looked for may be elsewhere.
+fn past_damage<T>(read: Result<T>, damage: &mut Option<EngineError>) -> Result<Option<T>> {
+    match read {
+        Err(error) if error.kind == FailureKind::Damaged => {
+            damage.get_or_insert(error);
+            Ok(None)
+        }
+        read => read.map(Some),
+    }
+}
+
 /// All log that is stored.
 struct Log<'a> {
     source: &'a ClusterRepository,
@@ -152,12 +163,13 @@ impl Log<'_> {
 
     async fn name(&self, name: &str) -> Result<Target> {
         let opened = stream::iter(self.slices.clone()).map(|slice| async move {
-            let reader = self.source.slice_reader(&slice.stored).await?;
-            Ok::<_, EngineError>((slice, reader))
+            let reader = self.source.slice_reader(&slice.stored).await;
+            (slice, reader.map_err(EngineError::from))
         });
         let mut opened = opened.buffered(OPENED);
-        let (mut known, prefix) = (BTreeSet::new(), restore_point(""));
-        while let Some((slice, reader)) = opened.try_next().await? {
+        let (mut known, prefix, mut damage) = (BTreeSet::new(), restore_point(""), None);
+        while let Some((slice, reader)) = opened.next().await {
+            let Some(reader) = past_damage(reader, &mut damage)? else { continue };
             let counts = reader.footer().log.iter().flat_map(|log| log.counts.keys());
             let names: Vec<String> = counts.filter_map(|key| key.strip_prefix(&prefix)).map(str::to_owned).collect();
             if names.iter().any(|found| found == name) {
@@ -168,6 +180,9 @@ impl Log<'_> {
                 }
             }
             known.extend(names);
+        }
+        if let Some(damage) = damage {
+            return Err(damage);
         }
         let told: Vec<_> = known.iter().take(TOLD).map(|name| format!("{name:?}")).collect();
         let more = if known.len() > TOLD { ", and others" } else { "" };
@@ -183,11 +198,14 @@ impl Log<'_> {
             let reader = self.source.slice_reader(&slice.stored).await?;
             self.last_in(&slice, reader, move |what| what.transaction() == Some(xid)).await
         });
-        let mut looked = looked.buffered(READ);
-        while let Some(found) = looked.try_next().await? {
-            if let Some(at) = found {
+        let (mut looked, mut damage) = (looked.buffered(READ), None);
+        while let Some(found) = looked.next().await {
+            if let Some(at) = past_damage(found, &mut damage)?.flatten() {
                 return self.reached(at, &format!("the end of transaction {xid}"));
             }
+        }
+        if let Some(damage) = damage {
+            return Err(damage);
         }
         Err(refused(format!("no transaction {xid} ends in the log that is stored"), self.what_is_stored()))
     }

@@ -18,7 +18,7 @@ use crate::base::StoredBase;
 use crate::feed::blocking;
 use crate::restore::recover::{Facts, look};
 use crate::restore::settings::{isolated, put_aside};
-use crate::server::{Owner, Private, Programs, Server, VARIABLES, local, major, user_named};
+use crate::server::{Folder, Owner, Private, Programs, Server, VARIABLES, local, major, user_named};
 use crate::wire::Connection;
 
 /// The data directory, in the folder.
@@ -103,9 +103,10 @@ impl Scratch for ScratchServer {
         let base = StoredBase::load(&job.cluster, &plan.base).await?;
         let (directory, owner) = (self.data(), self.owner.clone());
         let private = blocking(move || {
-            let private = Private::create(&directory, &owner)?;
-            put_aside(&private)?;
-            Ok(private)
+            let data = Folder::open(&directory, &owner)?;
+            data.require_owned()?;
+            put_aside(&data)?;
+            Private::create(data)
         });
         let private = private.await?;
         let examining = async {
@@ -142,7 +143,7 @@ impl Examination<'_> {
             let problem = format!("{} databases are there, {} were restored", self.facts.databases, totals.collections);
             examined.problems.push(problem);
         }
-        let mut first = self.connect("template1").await?;
+        let mut first = self.connect(&self.facts.database).await?;
         let doing = "listing what was restored";
         let rows =
             first.query("SELECT datname FROM pg_catalog.pg_database WHERE datallowconn ORDER BY 1", doing).await?;
@@ -188,7 +189,7 @@ impl Examination<'_> {
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_clear().envs(VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command.envs(self.server.environment(&self.facts.superuser)).env("PGDATABASE", "template1");
+        command.envs(self.server.environment(&self.facts.superuser)).env("PGDATABASE", &self.facts.database);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }

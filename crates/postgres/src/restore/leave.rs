@@ -1,17 +1,18 @@
 //! How a restored cluster is left: on disk, whole, and with a server that runs, if that is wanted.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 
-use hindsight_engine::{Directory, Result};
+use hindsight_engine::Result;
 
-use super::place::{Place, quoted};
+use super::place::{Made, Place, quoted};
 use super::recover::Facts;
 use super::settings::{self, Standing};
-use crate::base::StoredBase;
 use crate::feed::blocking;
-use crate::server::{Private, Programs, Server, local};
+use crate::server::{Folder, Private, Programs, Server};
 
 /// Seconds that a server may take to start, which has nothing to recover.
 const TO_START: u32 = 120;
@@ -22,24 +23,14 @@ const LOG: &str = "server.log";
 ///
 /// # Errors
 /// It does not end cleanly, or something cannot be written.
-pub(super) async fn leave(
-    server: Server,
-    private: Private,
-    place: &Place,
-    base: &StoredBase,
-    directory: &Directory,
-    facts: &Facts,
-) -> Result<()> {
+pub(super) async fn leave(server: Server, private: Private, made: Arc<Made>, standing: Standing) -> Result<()> {
     server.stop().await?;
-    let (place, base, port, subscribed) = (place.clone(), base.clone(), directory.port, facts.subscriptions > 0);
     blocking(move || {
-        let configured_outside = Some(&base).filter(|base| base.configured_outside);
-        settings::leave(&private, &Standing { port, subscribed, configured_outside })?;
-        place.sync()?;
+        settings::leave(made.data(), &standing)?;
+        made.sync()?;
         // Only what is on disk is whole.
         private.remove()?;
-        let path = place.directory();
-        File::open(path).and_then(|directory| directory.sync_all()).map_err(|error| local(path, &error))
+        made.data().sync()
     })
     .await
 }
@@ -51,21 +42,79 @@ pub(super) struct Listening {
     sockets: String,
 }
 
-/// Starts the server as it is configured, so that it outlives us.
+/// What came of starting the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// It was not wanted.
+    NotAsked,
+    /// It runs.
+    Runs(Listening),
+    /// It does not start as it is configured, and why.
+    Fails(String),
+    /// Its configuration says that the data are in this directory, which is another one: a server that is started here
+    /// takes that.
+    Elsewhere(String),
+}
+
+impl Start {
+    /// What is to be told as soon as it is known.
+    pub(super) fn warning(&self) -> Option<String> {
+        match self {
+            Self::NotAsked | Self::Runs(_) => None,
+            Self::Fails(why) => Some(format!("the server does not start as it is configured: {why}")),
+            Self::Elsewhere(other) => Some(format!("the server is not started: its configuration leads to {other}")),
+        }
+    }
+}
+
+/// Starts the server as it is configured, so that it outlives us, if that is `wanted`, and if it is this one that starts.
 ///
 /// # Errors
-/// Why it does not start.
-pub(super) async fn start(programs: &Programs, place: &Place) -> Result<std::result::Result<Listening, String>> {
-    let mut command = place.owner().command(&programs.program("pg_ctl"));
-    let log = place.directory().join(LOG);
-    command.current_dir(place.directory()).arg("-D").arg(place.directory()).arg("-l").arg(&log);
+/// Its programs cannot be run.
+pub(super) async fn start(programs: &Programs, data: &Folder, wanted: bool) -> Result<Start> {
+    if let Some(other) = elsewhere(programs, data).await? {
+        return Ok(Start::Elsewhere(other));
+    }
+    if !wanted {
+        return Ok(Start::NotAsked);
+    }
+    Ok(match start_here(programs, data).await? {
+        Ok(listening) => Start::Runs(listening),
+        Err(why) => Start::Fails(why),
+    })
+}
+
+/// The directory that a server takes which is told this one, if it is another: `data_directory` in its `postgresql.conf` counts
+/// more than what it is told (`SelectConfigFiles` in guc.c). That came from the source, and may name its directory.
+async fn elsewhere(programs: &Programs, data: &Folder) -> Result<Option<String>> {
+    let mut command = data.owner().command(&programs.program("postgres"));
+    command.current_dir(data.path()).arg("-D").arg(data.path()).args(["-C", "data_directory"]).stderr(Stdio::null());
+    let data = data.clone();
+    blocking(move || {
+        let output = command.output()?;
+        // What keeps it from reading its configuration keeps it from starting.
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if !output.status.success() || said.is_empty() {
+            return Ok(None);
+        }
+        let here = data.metadata()?;
+        let is_here = fs::metadata(&said).is_ok_and(|found| (found.dev(), found.ino()) == (here.dev(), here.ino()));
+        Ok((!is_here).then_some(said))
+    })
+    .await
+}
+
+async fn start_here(programs: &Programs, data: &Folder) -> Result<std::result::Result<Listening, String>> {
+    let mut command = data.owner().command(&programs.program("pg_ctl"));
+    command.current_dir(data.path()).arg("-D").arg(data.path()).arg("-l").arg(data.path().join(LOG));
     command.args(["-w", "-t", &TO_START.to_string(), "-s", "start"]).stdout(Stdio::null()).stderr(Stdio::null());
-    let directory = place.directory().to_owned();
+    let data = data.clone();
     blocking(move || {
         if !command.status()?.success() {
-            return Ok(Err(why(&log)));
+            return Ok(Err(why(&data.read(LOG)?.unwrap_or_default())));
         }
-        let text = fs::read_to_string(directory.join("postmaster.pid"))?;
+        let text = data.read("postmaster.pid")?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let mut lines = text.lines().map(str::to_owned);
         // LOCK_FILE_LINE_PORT and LOCK_FILE_LINE_SOCKET_DIR (miscadmin.h)
         let (port, sockets) = (lines.nth(3).unwrap_or_default(), lines.next().unwrap_or_default());
@@ -75,8 +124,8 @@ pub(super) async fn start(programs: &Programs, place: &Place) -> Result<std::res
 }
 
 /// What a server said that did not start.
-fn why(log: &Path) -> String {
-    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+fn why(log: &[u8]) -> String {
+    let text = String::from_utf8_lossy(log);
     let telling: Vec<&str> = text
         .lines()
         .filter_map(|line| {
@@ -92,12 +141,7 @@ fn why(log: &Path) -> String {
 }
 
 /// What to do next, a sentence each.
-pub(super) fn next(
-    programs: &Programs,
-    place: &Place,
-    started: Option<&std::result::Result<Listening, String>>,
-    facts: &Facts,
-) -> Vec<String> {
+pub(super) fn next(programs: &Programs, place: &Place, start: &Start, facts: &Facts) -> Vec<String> {
     let pg_ctl = |what: &str| {
         let (program, directory) = (quoted(&programs.program("pg_ctl")), quoted(place.directory()));
         let log: PathBuf = place.directory().join(LOG);
@@ -109,15 +153,15 @@ pub(super) fn next(
     };
     let shown = place.directory().display();
     let mut next = Vec::new();
-    match started {
-        Some(Ok(Listening { port, sockets })) => {
+    match start {
+        Start::Runs(Listening { port, sockets }) => {
             let folder = if sockets.is_empty() { String::new() } else { format!(", and its socket is in {sockets}") };
             next.push(format!(
                 "a server runs in {shown}: it listens on port {port}{folder}; end it with: {}",
                 pg_ctl("stop")
             ));
         }
-        Some(Err(why)) => {
+        Start::Fails(why) => {
             let taken = why.contains("Address already in use") || why.contains("already exists");
             let remedy = if taken {
                 format!("set another port in {shown}/postgresql.auto.conf")
@@ -130,7 +174,11 @@ pub(super) fn next(
                 pg_ctl("start")
             ));
         }
-        None => next.push(format!("it is ready to start: {}", pg_ctl("start"))),
+        Start::Elsewhere(other) => next.push(format!(
+            "the data are restored and were looked at, but do not start a server in {shown} yet: data_directory in its \
+             configuration leads it to {other}, and it would run there; remove that line from {shown}/postgresql.conf first"
+        )),
+        Start::NotAsked => next.push(format!("it is ready to start: {}", pg_ctl("start"))),
     }
     next.push(
         "archiving, replication and synchronous standbys are switched off in it: before it takes the place of its source, \
@@ -160,12 +208,7 @@ mod tests {
 
     #[test]
     fn what_keeps_a_server_from_starting_is_told() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = folder.path().join("log");
-        let told = |text: &str| {
-            fs::write(&log, text).unwrap();
-            why(&log)
-        };
+        let told = |text: &str| why(text.as_bytes());
         let text = "2026-01-01 UTC [7] LOG:  starting\n2026-01-01 UTC [7] LOG:  could not bind IPv4 address \"127.0.0.1\": Address \
                     already in use\nHINT:  x\n2026-01-01 UTC [7] FATAL:  could not create any TCP/IP sockets\n";
         assert_eq!(

@@ -31,6 +31,7 @@ use leave::{leave, next, start};
 use log::{StoredLog, position};
 use prepare::Ready;
 use recover::{look, recover};
+use settings::Standing;
 use unpack::Part;
 use walk::{Walked, walk};
 
@@ -78,30 +79,34 @@ pub async fn run_asking(
     options.gate.cross().await?;
 
     job.progress.step("unpacking the base", Some(ready.parts.iter().map(Part::raw_bytes).sum()));
-    let place = Arc::new(ready.place.clone());
+    let place = ready.place.clone();
     let making = place.clone();
     let make = move || {
-        making.make()?;
-        Private::create(making.directory(), making.owner())
+        let made = making.make()?;
+        let private = Private::create(made.data().clone())?;
+        Ok((Arc::new(made), private))
     };
-    let private = blocking(make).await?;
-    let unpacked = unpack::run(job, plan, &ready.parts, &place, manifest).await?;
-    place.give()?;
-    settings::put_aside(&private)?;
+    let (made, private) = blocking(make).await?;
+    let unpacked = unpack::run(job, plan, &ready.parts, (&place, &made), manifest).await?;
+    let before = settings::put_aside(made.data())?;
+    // From here on its owner may do anything in it.
+    made.give()?;
     job.progress.step("replaying the log", log.segments().cut().since(base.start));
     let server = recover(job, programs, &private, base, log, walked.last.start, command).await?;
     job.progress.step("looking at what was restored", None);
     let (server, facts) = look(programs, &private, base, server).await?;
     job.check()?;
     job.progress.step("writing all of it to disk", None);
-    leave(server, private, &place, base, directory, &facts).await?;
-    let mut started = None;
+    let (port, subscribed) = (directory.port, facts.subscriptions > 0);
+    let configured_outside = base.configured_outside.then(|| base.clone());
+    let standing = Standing { before, port, subscribed, configured_outside };
+    leave(server, private, made.clone(), standing).await?;
     if directory.start {
         job.progress.step("starting the server", None);
-        started = Some(start(programs, &place).await?);
     }
-    if let Some(Err(why)) = &started {
-        job.progress.warn(format!("the server does not start as it is configured: {why}"));
+    let started = start(programs, made.data(), directory.start).await?;
+    if let Some(warning) = started.warning() {
+        job.progress.warn(warning);
     }
     Ok(Restored {
         totals: RestoreTotals {
@@ -112,7 +117,7 @@ pub async fn run_asking(
             log_records: walked.records,
         },
         reached: Some(reaches.clone()),
-        next: next(programs, &place, started.as_ref(), &facts),
+        next: next(programs, &place, &started, &facts),
     })
 }
 

@@ -1,17 +1,17 @@
 //! Where a cluster is restored to: a new directory, and new folders for its tablespaces.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hindsight_engine::{Directory, EngineError, FailureKind, Result};
-use rustix::fs::{Access, access, statvfs, syncfs};
+use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Pid, test_kill_process};
 
 use crate::base::{StoredBase, StoredTablespace};
-use crate::server::{Owner, PRIVATE, local, user_named};
+use crate::server::{Folder, Owner, PRIVATE, local, user_named};
 
 /// Permissions that servers take for a data directory (`checkDataDir`).
 const ALLOWED: u32 = 0o750;
@@ -48,7 +48,17 @@ impl Place {
         let place = Self { directory: path, owner, tablespaces };
         for Tablespace { name, folder, .. } in &place.tablespaces {
             match first_in(folder) {
-                Ok(None) => require_access(folder, &place.owner)?,
+                Ok(None) => {
+                    let metadata = fs::metadata(folder).map_err(|error| local(folder, &error))?;
+                    if !place.owner.is_us() && !place.owner.owns(&metadata) {
+                        let (shown, user) = (folder.display(), place.owner.name());
+                        return Err(refused(
+                            format!("{shown} is for the tablespace {name}, and does not belong to {user}"),
+                            format!("chown {user} {}", quoted(folder)),
+                        ));
+                    }
+                    require_access(folder, &place.owner)?;
+                }
                 Ok(Some(found)) => {
                     let what = format!("{} is not empty: it has {found:?}", folder.display());
                     return Err(refused(
@@ -114,63 +124,78 @@ impl Place {
         Ok(())
     }
 
-    /// Makes what is not there yet. As root, nobody else gets in until [`Place::give`]: files that are written could be
-    /// led elsewhere by links otherwise.
+    /// Makes what is not there yet. As root, nobody else gets in until [`Made::give`]: files that are written could be led
+    /// elsewhere by links otherwise.
     ///
     /// # Errors
-    /// Those of the file system.
-    pub(crate) fn make(&self) -> Result<()> {
-        for folder in self.folders() {
-            let above: Vec<&Path> = folder.ancestors().skip(1).take_while(|above| !above.exists()).collect();
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-            made.map_err(|error| local(folder, &error))?;
-            for above in above {
-                self.owner.give(above).map_err(|error| local(above, &error))?;
-            }
-            let mode = fs::metadata(folder).map_err(|error| local(folder, &error))?.permissions().mode();
-            if !self.owner.is_us() {
-                lchown(folder, Some(0), Some(0)).map_err(|error| local(folder, &error))?;
-            }
-            if mode & 0o7777 & !ALLOWED != 0 || !self.owner.is_us() {
-                let mode = fs::Permissions::from_mode(0o700);
-                fs::set_permissions(folder, mode).map_err(|error| local(folder, &error))?;
-            }
-        }
-        Ok(())
+    /// Those of the file system; something is there by now.
+    pub(crate) fn make(&self) -> Result<Made> {
+        let spaces = self.tablespaces.iter().map(|space| Ok((space.oid, self.take(&space.folder)?)));
+        Ok(Made { spaces: spaces.collect::<Result<_>>()?, data: self.take(&self.directory)? })
     }
 
-    /// Lets its owner in.
+    fn take(&self, path: &Path) -> Result<Folder> {
+        let folder = Folder::open_or_make(path, &self.owner)?;
+        // Its path may lead elsewhere by now.
+        if !self.owner.is_us() {
+            folder.require_owned()?;
+            folder.take()?;
+        } else if folder.metadata()?.permissions().mode() & 0o7777 & !ALLOWED != 0 {
+            folder.set_mode(0o700)?;
+        }
+        match first_in(&folder.here()).map_err(|error| local(path, &error))? {
+            Some(found) => Err(filled(path, &found)),
+            None => Ok(folder),
+        }
+    }
+}
+
+/// The folders of a place, opened before anything was written to them.
+#[derive(Debug)]
+pub(crate) struct Made {
+    data: Folder,
+    /// Of tablespaces, by their OIDs.
+    spaces: BTreeMap<u32, Folder>,
+}
+
+impl Made {
+    /// The data directory.
+    pub(crate) fn data(&self) -> &Folder {
+        &self.data
+    }
+
+    /// The folder of a tablespace.
+    pub(crate) fn space(&self, oid: u32) -> Option<&Folder> {
+        self.spaces.get(&oid)
+    }
+
+    /// Lets their owner in.
     ///
     /// # Errors
     /// Those of the file system.
     pub(crate) fn give(&self) -> Result<()> {
-        for folder in self.folders() {
-            self.owner.give(folder).map_err(|error| local(folder, &error))?;
-        }
-        Ok(())
+        self.folders().try_for_each(Folder::give)
     }
 
-    /// Waits until all that was written is on disk. Since Linux 5.8 this tells what could not be written.
+    /// Waits until all that was written is on disk. Since Linux 5.8 this tells what could not be written since they were
+    /// opened, whoever wrote it.
     ///
     /// # Errors
     /// Something could not be written.
     pub(crate) fn sync(&self) -> Result<()> {
         let mut synced = Vec::new();
         for folder in self.folders() {
-            let failed = |error: io::Error| local(folder, &error);
-            let handle = File::open(folder).map_err(failed)?;
-            let device = handle.metadata().map_err(failed)?.dev();
+            let device = folder.metadata()?.dev();
             if !synced.contains(&device) {
-                syncfs(&handle).map_err(|error| local(folder, &error.into()))?;
+                folder.sync_all()?;
                 synced.push(device);
             }
         }
         Ok(())
     }
 
-    fn folders(&self) -> impl Iterator<Item = &Path> {
-        let others = self.tablespaces.iter().map(|space| space.folder.as_path());
-        others.chain([self.directory.as_path()])
+    fn folders(&self) -> impl Iterator<Item = &Folder> {
+        self.spaces.values().chain([&self.data])
     }
 }
 

@@ -163,6 +163,7 @@ fn notes(plan: &RestorePlan, ready: &Ready, found: &Found) -> Vec<String> {
                 .to_owned(),
         );
     }
+    notes.extend(of_libraries(base));
     if programs.are_older_than(&base.server_version) {
         notes.push(format!(
             "the programs are of {}, older than the {} of the source: what was fixed since is not",
@@ -172,6 +173,18 @@ fn notes(plan: &RestorePlan, ready: &Ready, found: &Found) -> Vec<String> {
     }
     notes.push("replication slots are not in a base, and unlogged tables come back empty".to_owned());
     notes
+}
+
+/// What extensions do by themselves they do in a copy, too.
+fn of_libraries(base: &StoredBase) -> Option<String> {
+    let names = libraries(base.settings.get("shared_preload_libraries")?);
+    (!names.is_empty()).then(|| {
+        format!(
+            "it loads what its source does ({}): jobs of extensions, such as pg_cron's, run in it as soon as it is started; \
+             --no-start leaves it stopped",
+            names.join(", ")
+        )
+    })
 }
 
 /// Libraries that the source loads must be here too: records of extensions cannot be replayed without them.
@@ -268,7 +281,11 @@ mod tests {
         let refused = require_port(Some(taken.local_addr().unwrap().port())).unwrap_err();
         assert!(refused.hint.unwrap().contains("--port"));
         let mut base = base();
+        assert_eq!(of_libraries(&base), None);
         base.settings.insert("shared_preload_libraries".to_owned(), "no_such_library".to_owned());
+        assert!(
+            of_libraries(&base).is_some_and(|note| note.contains("(no_such_library)") && note.contains("--no-start"))
+        );
         let programs = Programs::find(None, 15);
         // Where there is no such version, that is refused first.
         if let Ok(programs) = programs {

@@ -108,6 +108,12 @@ fn end_before(start: Lsn, expect: &Expect) -> Lsn {
     if start.0 % page == header { Lsn(start.0 - header) } else { start }
 }
 
+/// Where the log ends with a record, of which so much is stored: a switch ends with its segment, of whose unused rest not all
+/// may be stored. It has no data, and is left out then.
+fn end_within(last: Span, stored: Lsn, expect: &Expect) -> Lsn {
+    if last.end <= stored { last.end } else { end_before(last.start, expect) }
+}
+
 /// Damage, with the slice that it is in.
 pub(crate) fn damaged(log: &StoredLog, error: &WalError) -> EngineError {
     let holds = |source: &&super::log::Source| {
@@ -143,7 +149,7 @@ async fn through(log: &Arc<StoredLog>, limit: Lsn) -> Result<(usize, Around)> {
         match read.await? {
             Err(error) => return Err(damaged(log, &error)),
             Ok((Some(last), around)) => {
-                let cut = if last.end <= limit { last.end } else { end_before(last.start, &log.segments().expect()) };
+                let cut = end_within(last, limit, &log.segments().expect());
                 return Ok((index, Around { cut, ..around }));
             }
             // All of it is in the midst of a record that is longer than the slice.
@@ -216,7 +222,7 @@ async fn before(log: &Arc<StoredLog>, base: &StoredBase, time: Timestamp) -> Res
         }
         let resolution = resolution.map_err(|error| unreachable(log, time, &error))?;
         let cut = match read {
-            Some(last) if resolution.stop.inclusive => last.end,
+            Some(last) if resolution.stop.inclusive => end_within(last, end, &expect),
             _ => end_before(resolution.stop.lsn, &expect),
         };
         let (commit, overtaken) = (resolution.before, resolution.overtaken);
@@ -330,6 +336,9 @@ mod tests {
         ] {
             assert_eq!(end_before(Lsn(start), &expect), Lsn(end), "{start:X}");
         }
+        let switch = Span { start: Lsn(0x100_2018), end: Lsn(0x200_0000) };
+        assert_eq!(end_within(switch, Lsn(0x200_0000), &expect), Lsn(0x200_0000));
+        assert_eq!(end_within(switch, Lsn(0x180_0000), &expect), Lsn(0x100_2000));
         let lsn: Lsn = "1/2000028".parse().unwrap();
         assert_eq!(of_order("0000000102000028").unwrap(), lsn);
         for wrong in ["102000028", "1612339716.0000000002", "000000010200002a"] {

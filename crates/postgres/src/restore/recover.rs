@@ -1,8 +1,7 @@
 //! A server that replays the log in a directory, and what is looked at when it has.
 
-use std::fs;
 use std::io::Write as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use hindsight_engine::{EngineError, FailureKind, Job, Result};
@@ -12,15 +11,17 @@ use super::serve::Serving;
 use super::settings::{RecoveryTarget, isolated};
 use crate::base::StoredBase;
 use crate::feed::blocking;
-use crate::server::{PRIVATE, Private, Programs, Server, local};
+use crate::server::{PRIVATE, Private, Programs, Server};
 use crate::wal::{History, SegmentSize, WalFile};
 use crate::wire::{Connection, Error as WireError};
 use crate::{Lsn, TimelineId};
 
-/// The database that every cluster has.
-const DATABASE: &str = "template1";
+/// Databases that clusters have, at least one of them; either may have been closed or dropped.
+const DATABASES: [&str; 2] = ["template1", "postgres"];
 /// No such role, or it may not log in (`invalid_authorization_specification`).
 const NO_ROLE: &str = "28000";
+/// No such database, or it takes no connections (`invalid_catalog_name`, `object_not_in_prerequisite_state`).
+const NO_DATABASE: [&str; 2] = ["3D000", "55000"];
 
 /// Lets a server replay the log to where it is cut, and end its recovery there.
 ///
@@ -35,8 +36,7 @@ pub(crate) async fn recover(
     last: Lsn,
     command: String,
 ) -> Result<Server> {
-    let signal = private.directory().join("recovery.signal");
-    fs::write(&signal, "").and_then(|()| private.owner().give(&signal)).map_err(|error| local(&signal, &error))?;
+    private.data().write("recovery.signal", b"")?;
     let (timeline, cut) = (log.segments().timeline(), log.segments().cut());
     let serving = Serving::start(job, base, log, private)?;
     let target = RecoveryTarget { last, timeline, command };
@@ -54,19 +54,18 @@ pub(crate) async fn recover(
 
 /// The history of the timeline that the server has begun says where it left the one before.
 fn check_history(private: &Private, timeline: TimelineId, cut: Lsn) -> Result<()> {
-    let folder = private.directory().join("pg_wal");
+    let folder = private.data().folder("pg_wal")?;
     let mut newest = None;
-    for entry in fs::read_dir(&folder)? {
-        if let Some(WalFile::History(found)) =
-            entry?.file_name().to_str().and_then(|name| WalFile::parse(name, SegmentSize::DEFAULT))
-        {
+    for name in folder.names()? {
+        if let Some(WalFile::History(found)) = WalFile::parse(&name, SegmentSize::DEFAULT) {
             newest = newest.max(Some(found));
         }
     }
     let wrong = |what: String| EngineError::new(FailureKind::Server, format!("the server {what}"));
     let newest = newest.filter(|newest| *newest > timeline);
     let newest = newest.ok_or_else(|| wrong(format!("did not begin a timeline after {timeline}")))?;
-    let text = fs::read_to_string(folder.join(WalFile::History(newest).name(SegmentSize::DEFAULT)))?;
+    let text = folder.read(&WalFile::History(newest).name(SegmentSize::DEFAULT))?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let history = History::parse(newest, &text).map_err(|error| wrong(format!("wrote what is no history: {error}")))?;
     match history.branches().last() {
         Some(left) if (left.timeline, left.end) == (timeline, cut) => Ok(()),
@@ -83,6 +82,8 @@ fn check_history(private: &Private, timeline: TimelineId, cut: Lsn) -> Result<()
 pub(crate) struct Facts {
     /// A user who may do everything.
     pub(crate) superuser: String,
+    /// A database that takes connections.
+    pub(crate) database: String,
     /// How many databases there are.
     pub(crate) databases: u64,
     /// Transactions that wait to be committed or rolled back by their names.
@@ -102,7 +103,7 @@ pub(crate) async fn look(
     server: Server,
 ) -> Result<(Server, Facts)> {
     let doing = "looking at the restored server";
-    let (server, mut connection) = connect(programs, private, base, server).await?;
+    let (server, database, mut connection) = connect(programs, private, base, server).await?;
     let rows = connection
         .query(
             "SELECT pg_catalog.pg_is_in_recovery(), (SELECT rolname FROM pg_catalog.pg_roles WHERE rolsuper AND \
@@ -118,7 +119,13 @@ pub(crate) async fn look(
     }
     let number = |index| row.at(index).and_then(|text| text.parse().ok()).unwrap_or(0);
     let superuser = row.at(1).ok_or_else(|| server.failed("has no superuser that may log in"))?.to_owned();
-    let facts = Facts { superuser, databases: number(2), prepared: number(3), subscriptions: number(4) };
+    let facts = Facts {
+        superuser,
+        database: database.to_owned(),
+        databases: number(2),
+        prepared: number(3),
+        subscriptions: number(4),
+    };
     Ok((server, facts))
 }
 
@@ -128,11 +135,11 @@ async fn connect(
     private: &Private,
     base: &StoredBase,
     server: Server,
-) -> Result<(Server, Connection)> {
+) -> Result<(Server, &'static str, Connection)> {
     for user in ["postgres", &private.owner().name()] {
-        match server.connect(user, DATABASE).await {
-            Ok(connection) => return Ok((server, connection)),
-            Err(error) if is_no_role(&error) => {}
+        match connect_as(&server, user).await {
+            Ok((database, connection)) => return Ok((server, database, connection)),
+            Err(error) if error.sqlstate() == Some(NO_ROLE) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -141,30 +148,48 @@ async fn connect(
     let user = first_user(programs, private).await?;
     let mut server = Server::start(programs, private, &isolated(base, None)).await?;
     server.ready().await?;
-    let connection = server.connect(&user, DATABASE).await?;
-    Ok((server, connection))
+    let (database, connection) = connect_as(&server, &user).await?;
+    Ok((server, database, connection))
 }
 
-fn is_no_role(error: &WireError) -> bool {
-    error.sqlstate() == Some(NO_ROLE)
+/// A session of a user, in the first database that takes one.
+async fn connect_as(server: &Server, user: &str) -> std::result::Result<(&'static str, Connection), WireError> {
+    let [first, second] = DATABASES;
+    match server.connect(user, first).await {
+        Err(error) if error.sqlstate().is_some_and(|state| NO_DATABASE.contains(&state)) => {
+            Ok((second, server.connect(user, second).await?))
+        }
+        connected => Ok((first, connected?)),
+    }
 }
 
 /// A superuser's name, told by a server that only we talk to (`postgres --single`).
 async fn first_user(programs: &Programs, private: &Private) -> Result<String> {
-    let mut command = private.owner().tied_command(&programs.program("postgres"));
-    command.current_dir(private.directory());
-    command.args(["--single", "-D", ".", "-c"]).arg(format!("config_file={PRIVATE}/postgresql.conf")).arg(DATABASE);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    blocking(move || {
+    let command = |database: &str| {
+        let mut command = private.owner().tied_command(&programs.program("postgres"));
+        command.current_dir(private.directory());
+        command.args(["--single", "-D", ".", "-c"]).arg(format!("config_file={PRIVATE}/postgresql.conf")).arg(database);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+    };
+    let commands = DATABASES.map(command);
+    let ask = |mut command: Command| -> Result<Option<String>> {
         let mut child = command.spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(b"SELECT rolname FROM pg_authid WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1\n")?;
+            // One that has no such database does not read it.
+            let _ =
+                stdin.write_all(b"SELECT rolname FROM pg_authid WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1\n");
         }
         let output = child.wait_with_output()?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        user_in(&said).ok_or_else(|| {
-            EngineError::new(FailureKind::Server, "the restored server has no superuser that may log in")
-        })
+        Ok(user_in(&String::from_utf8_lossy(&output.stdout)))
+    };
+    blocking(move || {
+        for command in commands {
+            if let Some(user) = ask(command)? {
+                return Ok(user);
+            }
+        }
+        Err(EngineError::new(FailureKind::Server, "the restored server has no superuser that may log in"))
     })
     .await
 }
@@ -177,15 +202,17 @@ fn user_in(said: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::server::Owner;
+    use crate::server::{Folder, Owner};
 
     #[test]
     fn the_history_has_to_name_the_cut() {
         let folder = tempfile::tempdir().unwrap();
         let wal = folder.path().join("pg_wal");
         fs::create_dir(&wal).unwrap();
-        let private = Private::create(folder.path(), &Owner::us()).unwrap();
+        let private = Private::create(Folder::open(folder.path(), &Owner::us()).unwrap()).unwrap();
         let check = || check_history(&private, 2, Lsn(0x300_0028)).map_err(|error| error.what);
         assert!(check().unwrap_err().contains("did not begin a timeline"));
         fs::write(wal.join("00000002.history"), "1\t0/2000000\tx\n").unwrap();

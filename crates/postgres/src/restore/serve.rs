@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,7 +27,7 @@ use super::segments::Wanted;
 use crate::Lsn;
 use crate::base::StoredBase;
 use crate::feed::{blocking, feed};
-use crate::server::{Owner, PRIVATE, Private, local};
+use crate::server::{Folder, PRIVATE, Private, local};
 use crate::wal::{Segment, SegmentSize, WalFile};
 
 /// The socket, in the private folder.
@@ -95,8 +95,7 @@ struct Shared {
     job: Job,
     base: StoredBase,
     log: RwLock<Arc<StoredLog>>,
-    folder: PathBuf,
-    owner: Owner,
+    folder: Folder,
     size: SegmentSize,
     building: Semaphore,
     /// Segments that are on their way, or there.
@@ -110,18 +109,16 @@ struct Shared {
 impl Serving {
     /// Begins to answer. Bytes of the log are told as progress as they are given.
     pub(crate) fn start(job: &Job, base: &StoredBase, log: Arc<StoredLog>, private: &Private) -> Result<Self> {
-        let folder = private.make_folder("segments")?;
-        let socket = private.path(SOCKET);
+        let folder = private.own().make("segments")?;
         let bound = UnixListener::bind(private.sockets().join(SOCKET));
-        let bound = bound.and_then(|listener| private.owner().give(&socket).map(|()| listener));
-        let listener = bound.map_err(|error| local(&socket, &error))?;
+        let listener = bound.map_err(|error| local(&private.own().path().join(SOCKET), &error))?;
+        private.own().give_socket(SOCKET)?;
         let shared = Arc::new(Shared {
             job: job.clone(),
             base: base.clone(),
             size: log.segments().expect().segment_size,
             log: RwLock::new(log),
             folder,
-            owner: private.owner().clone(),
             building: Semaphore::new(AT_ONCE),
             ahead: Mutex::default(),
             given: Mutex::new(base.start),
@@ -189,12 +186,8 @@ impl Shared {
         match log.segments().wants(name) {
             Wanted::Nothing => Ok(None),
             Wanted::History(text) => {
-                let (path, owner) = (self.folder.join(name), self.owner.clone());
-                let write = move || {
-                    let written = fs::write(&path, text).and_then(|()| owner.give(&path));
-                    written.map_err(|error| local(&path, &error))
-                };
-                blocking(write).await?;
+                let (folder, name_of_it) = (self.folder.clone(), name.to_owned());
+                blocking(move || folder.write(&name_of_it, text.as_bytes())).await?;
                 Ok(Some(name.to_owned()))
             }
             Wanted::Segment(_) => {
@@ -226,7 +219,7 @@ impl Shared {
             let stays = next.contains(name);
             if !stays {
                 // One that is still written to goes with the folder.
-                let _ = fs::remove_file(self.folder.join(name));
+                let _ = self.folder.remove(name);
             }
             stays
         });
@@ -265,22 +258,22 @@ impl Shared {
         let Wanted::Segment(pieces) = log.segments().wants(name) else {
             return Err(EngineError::damaged(format!("the log has no segment {name} any more")));
         };
-        let (path, size, owner) = (self.folder.join(name), u64::from(self.size.bytes()), self.owner.clone());
-        let written = path.with_extension("new");
+        let (folder, name, size) = (self.folder.clone(), name.to_owned(), u64::from(self.size.bytes()));
+        let written = format!("{name}.new");
         let pieces = log.pieces(pieces).and_then(async |piece| {
             self.job.check()?;
             Ok(piece)
         });
         feed(Box::pin(pieces), move |pieces| {
-            let failed = |error: std::io::Error| local(&written, &error);
-            let mut file = fs::File::create(&written).map_err(failed)?;
+            let failed = |error: std::io::Error| local(&folder.path().join(&written), &error);
+            let mut file = folder.create(&written)?;
             let mut len = 0;
             for piece in pieces {
                 file.write_all(&piece).map_err(failed)?;
                 len += piece.len() as u64;
             }
             if len == size {
-                owner.give_file(&file).and_then(|()| fs::rename(&written, &path)).map_err(failed)
+                folder.rename(&written, &name)
             } else {
                 // The source has failed, and that is told.
                 Err(EngineError::damaged(format!("a segment has {len} bytes")))

@@ -1,24 +1,23 @@
 //! What a server is told: while it replays the log, and afterwards.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use hindsight_engine::Result;
 
 use crate::Lsn;
 use crate::TimelineId;
 use crate::base::StoredBase;
-use crate::server::{Owner, PRIVATE, Private, local};
+use crate::server::{Folder, PRIVATE};
 
 /// Settings that must not be smaller than they were where the log was written, with what is enough for most.
 const AT_LEAST: [(&str, u64); 3] =
     [("max_connections", 100), ("max_prepared_transactions", 1000), ("max_locks_per_transaction", 64)];
 
 /// What a copy must not do, as it would meddle with what belongs to its source: archive over the source's log, follow
-/// the source's primary, wait for the source's standbys.
-const COPY: [(&str, &str); 5] = [
+/// the source's primary, wait for the source's standbys, overwrite the file that names its process.
+const COPY: [(&str, &str); 6] = [
     ("archive_mode", "off"),
+    ("external_pid_file", ""),
     ("primary_conninfo", ""),
     ("primary_slot_name", ""),
     ("restore_command", ""),
@@ -83,6 +82,9 @@ pub(crate) fn isolated(base: &StoredBase, target: Option<&RecoveryTarget>) -> St
     for (name, file) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
         settings.insert(name, format!("{PRIVATE}/{file}"));
     }
+    if base.major >= 17 {
+        settings.insert("event_triggers", "off".to_owned());
+    }
     if let Some(RecoveryTarget { last, timeline, command }) = target {
         settings.insert("restore_command", command.clone());
         settings.insert("recovery_target_lsn", last.to_string());
@@ -102,65 +104,72 @@ fn line(name: &str, value: &str) -> String {
 /// The file that `ALTER SYSTEM` writes, which counts whatever the other says.
 const AUTO: &str = "postgresql.auto.conf";
 
-/// Takes the file of `ALTER SYSTEM` away for as long as the server is ours: it would count more than our settings.
+/// Takes the file of `ALTER SYSTEM` away for as long as the server is ours: it would count more than our settings. Gives what
+/// was in it.
 ///
 /// # Errors
 /// Those of the file system.
-pub(crate) fn put_aside(private: &Private) -> Result<()> {
-    match fs::rename(private.directory().join(AUTO), private.path(AUTO)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(local(&private.path(AUTO), &error)),
-        _ => Ok(()),
-    }
+pub(crate) fn put_aside(data: &Folder) -> Result<Vec<u8>> {
+    let before = data.read(AUTO)?.unwrap_or_default();
+    data.remove(AUTO)?;
+    Ok(before)
 }
 
 /// What a restored server is to be like.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Standing<'a> {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    /// What was in the file of `ALTER SYSTEM`.
+    pub(crate) before: Vec<u8>,
     /// Its port, if it is another one than it was.
     pub(crate) port: Option<u16>,
     /// Whether there are subscriptions that it must not take up.
     pub(crate) subscribed: bool,
     /// The base, where its configuration lies elsewhere and has to be made.
-    pub(crate) configured_outside: Option<&'a StoredBase>,
+    pub(crate) configured_outside: Option<StoredBase>,
 }
 
 /// Writes the settings that a restored server has from now on.
 ///
 /// # Errors
 /// Those of the file system.
-pub(crate) fn leave(private: &Private, standing: &Standing<'_>) -> Result<()> {
-    let before = match fs::read(private.path(AUTO)) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(local(&private.path(AUTO), &error)),
-    };
+pub(crate) fn leave(data: &Folder, standing: &Standing) -> Result<()> {
     let port = standing.port.map(|port| port.to_string());
     let mut settings: Vec<(&str, &str)> = COPY.to_vec();
     settings.extend(port.as_deref().map(|port| ("port", port)));
     settings.extend(standing.subscribed.then_some(NO_SUBSCRIPTIONS));
-    write(private.directory(), AUTO, &with(&before, &settings), private.owner())?;
-    if let Some(base) = standing.configured_outside {
+    data.write(AUTO, &with(&standing.before, &settings))?;
+    if let Some(base) = &standing.configured_outside {
         for (name, text) in made(base) {
-            if !private.directory().join(name).exists() {
-                write(private.directory(), name, &text, private.owner())?;
+            if !data.has(name)? {
+                data.write(name, text.as_bytes())?;
             }
         }
     }
     Ok(())
 }
 
-/// The file of `ALTER SYSTEM` with other values for some settings.
-fn with(before: &str, settings: &[(&str, &str)]) -> String {
-    let name = |line: &str| {
-        let name = line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next();
-        name.unwrap_or_default().to_ascii_lowercase()
+/// The file of `ALTER SYSTEM` with other values for some settings. It may be in any encoding.
+fn with(before: &[u8], settings: &[(&str, &str)]) -> Vec<u8> {
+    let sets = |line: &[u8], name: &str| {
+        let found = line.trim_ascii_start().split(|byte| *byte == b'=' || byte.is_ascii_whitespace()).next();
+        found.is_some_and(|found| found.eq_ignore_ascii_case(name.as_bytes()))
     };
-    let kept = before.lines().filter(|line| !settings.iter().any(|(set, _)| name(line) == *set));
-    let mut text: String = kept.flat_map(|line| [line, "\n"]).collect();
-    if text.is_empty() {
-        text.push_str("# Do not edit this file manually!\n# It will be overwritten by the ALTER SYSTEM command.\n");
+    let mut text = Vec::with_capacity(before.len());
+    for line in before.split_inclusive(|byte| *byte == b'\n') {
+        if !settings.iter().any(|(name, _)| sets(line, name)) {
+            text.extend_from_slice(line);
+        }
     }
-    text.extend(settings.iter().map(|(name, value)| line(name, value)));
+    if text.is_empty() {
+        text.extend_from_slice(
+            b"# Do not edit this file manually!\n# It will be overwritten by the ALTER SYSTEM command.\n",
+        );
+    } else if !text.ends_with(b"\n") {
+        text.push(b'\n');
+    }
+    for (name, value) in settings {
+        text.extend_from_slice(line(name, value).as_bytes());
+    }
     text
 }
 
@@ -172,18 +181,6 @@ fn made(base: &StoredBase) -> [(&'static str, String); 3] {
     let access = "# The source keeps its configuration outside of its data directory: this is a new one.\n\
                   local all all peer\nhost all all 127.0.0.1/32 scram-sha-256\nhost all all ::1/128 scram-sha-256\n";
     [("postgresql.conf", settings), ("pg_hba.conf", access.to_owned()), ("pg_ident.conf", String::new())]
-}
-
-fn write(directory: &Path, name: &str, text: &str, owner: &Owner) -> Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-
-    let path = directory.join(name);
-    let failed = |error: std::io::Error| local(&path, &error);
-    let mut file =
-        fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&path).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    owner.give_file(&file).map_err(failed)
 }
 
 #[cfg(test)]
@@ -230,7 +227,9 @@ pub(crate) mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }
-        assert!(!text.contains("recovery_target"));
+        assert!(!text.contains("recovery_target") && !text.contains("event_triggers"));
+        let newer = isolated(&StoredBase { major: 17, ..base.clone() }, None);
+        assert!(newer.contains("event_triggers = 'off'\n"));
         let command = r"'/a b\c' restore-wal --socket s %f %p".to_owned();
         let target = RecoveryTarget { last: Lsn(0x300_0028), timeline: 2, command };
         let text = isolated(&base, Some(&target));
@@ -242,9 +241,12 @@ pub(crate) mod tests {
 
     #[test]
     fn what_was_set_by_hand_stays_but_for_what_a_copy_must_not_do() {
-        let before = "# Do not edit\nArchive_Mode = 'on'\nwork_mem='64MB'\n port=5433\narchive_mode_x = '1'\n";
+        // One value is in Latin-1.
+        let before = b"# Do not edit\nArchive_Mode = 'on'\ncluster_name='caf\xE9'\n port=5433\narchive_mode_x = '1'";
         let text = with(before, &[("archive_mode", "off"), ("port", "6000")]);
-        assert_eq!(text, "# Do not edit\nwork_mem='64MB'\narchive_mode_x = '1'\narchive_mode = 'off'\nport = '6000'\n");
-        assert!(with("", &[("port", "1")]).starts_with("# Do not edit this file manually!\n"));
+        let expected =
+            b"# Do not edit\ncluster_name='caf\xE9'\narchive_mode_x = '1'\narchive_mode = 'off'\nport = '6000'\n";
+        assert_eq!(text, expected);
+        assert!(with(b"", &[("port", "1")]).starts_with(b"# Do not edit this file manually!\n"));
     }
 }

@@ -16,12 +16,12 @@ use hindsight_format::{ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, ObjectReader};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::place::Place;
+use super::place::{Made, Place};
 use crate::base::{
     BackupManifest, TarEvent, TarHeader, TarKind, TarReader, Verified, Verifier, VerifyOptions, archive_of,
 };
 use crate::feed::{blocking, feed};
-use crate::server::local;
+use crate::server::{Folder, local};
 use crate::wire::ManifestChecksums;
 
 /// Objects that are unpacked at the same time at most: each takes some 24 MiB of memory.
@@ -118,15 +118,15 @@ pub(crate) async fn run(
     job: &Job,
     plan: &RestorePlan,
     parts: &[Part],
-    place: &Arc<Place>,
+    (place, made): (&Place, &Arc<Made>),
     manifest: BackupManifest,
 ) -> Result<Unpacked> {
     let options = VerifyOptions { checksums: manifest.checksums().unwrap_or(ManifestChecksums::Sha256), pages: None };
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(AT_ONCE);
     let one = |part: Part| {
-        let (job, id, place) = (job.clone(), plan.base.id.clone(), place.clone());
+        let (job, id, made) = (job.clone(), plan.base.id.clone(), made.clone());
         async move {
-            let unpacking = tokio::spawn(async move { part_of(&job, &id, part, &place, options).await });
+            let unpacking = tokio::spawn(async move { part_of(&job, &id, part, &made, options).await });
             let unpacked = AbortOnDropHandle::new(unpacking).await;
             unpacked.map_err(|error| EngineError::new(FailureKind::Local, format!("unpacking ended: {error}")))?
         }
@@ -136,9 +136,9 @@ pub(crate) async fn run(
     while let Some(verified) = unpacked.try_next().await? {
         all.absorb(verified);
     }
-    let (place, id) = (place.clone(), plan.base.id.clone());
+    let (place, made, id) = (place.clone(), made.clone(), plan.base.id.clone());
     blocking(move || {
-        link(&place)?;
+        link(&place, &made)?;
         let report = all.compare(&manifest);
         let Some(first) = report.findings.first() else {
             return Ok(Unpacked { files: report.files, bytes: report.bytes });
@@ -154,18 +154,19 @@ pub(crate) async fn run(
 }
 
 /// Links to tablespaces: made when nothing is unpacked any more that could be led through them.
-fn link(place: &Place) -> Result<()> {
+fn link(place: &Place, made: &Made) -> Result<()> {
     for space in place.tablespaces() {
-        let link = place.directory().join("pg_tblspc").join(space.oid.to_string());
-        let made = symlink(&space.folder, &link).and_then(|()| place.owner().give(&link));
-        made.map_err(|error| local(&link, &error))?;
+        let name = Path::new("pg_tblspc").join(space.oid.to_string());
+        let link = made.data().here().join(&name);
+        let linked = symlink(&space.folder, &link).and_then(|()| place.owner().give(&link));
+        linked.map_err(|error| local(&place.directory().join(name), &error))?;
     }
     Ok(())
 }
 
-async fn part_of(job: &Job, id: &str, part: Part, place: &Arc<Place>, options: VerifyOptions) -> Result<Verified> {
+async fn part_of(job: &Job, id: &str, part: Part, made: &Made, options: VerifyOptions) -> Result<Verified> {
     let reader = reader(&job.cluster, id, &part).await?;
-    let unpacker = Unpacker::new(place.clone(), part.tablespace, options)?;
+    let unpacker = Unpacker::new(made, part.tablespace, options)?;
     let name = part.object.name;
     let frames = reader.stream(|_| true, FRAMES_AHEAD).then(|frame| async move {
         let (_, frame) = frame?;
@@ -182,9 +183,8 @@ async fn part_of(job: &Job, id: &str, part: Part, place: &Arc<Place>, options: V
 
 /// Unpacks one part.
 struct Unpacker {
-    place: Arc<Place>,
     /// Where its paths begin.
-    root: PathBuf,
+    root: Folder,
     tablespace: Option<u32>,
     verifier: Verifier,
     /// Directories that are known to be there.
@@ -193,15 +193,12 @@ struct Unpacker {
 }
 
 impl Unpacker {
-    fn new(place: Arc<Place>, tablespace: Option<u32>, options: VerifyOptions) -> Result<Self> {
-        let root = match tablespace {
-            None => Some(place.directory().to_owned()),
-            Some(oid) => place.tablespaces().iter().find(|space| space.oid == oid).map(|space| space.folder.clone()),
-        };
+    fn new(made: &Made, tablespace: Option<u32>, options: VerifyOptions) -> Result<Self> {
+        let root = tablespace.map_or(Some(made.data()), |oid| made.space(oid)).cloned();
         let root =
             root.ok_or_else(|| EngineError::damaged("the snapshot has data of a tablespace that it does not name"))?;
         let verifier = Verifier::new(options, tablespace);
-        Ok(Self { place, root, tablespace, verifier, known: HashSet::new(), file: None })
+        Ok(Self { root, tablespace, verifier, known: HashSet::new(), file: None })
     }
 
     fn unpack(mut self, name: &str, frames: &mut crate::feed::Feed) -> Result<Verified> {
@@ -251,10 +248,10 @@ impl Unpacker {
                 return Err(EngineError::new(FailureKind::Unsupported, what));
             }
             TarKind::Directory => {
-                let path = self.path(&header.path);
                 self.directory(&header.path)?;
                 let mode = fs::Permissions::from_mode(header.mode & 0o777);
-                return fs::set_permissions(&path, mode).map_err(|error| failed(&path, &error));
+                let set = fs::set_permissions(self.path(&header.path), mode);
+                return set.map_err(|error| failed(&self.shown(&header.path), &error));
             }
             // What the server needs of the log, and no more, it gets from us.
             TarKind::File if is_main && (LEFT_OUT.contains(&&header.path[..]) || inside(b"pg_wal")) => return Ok(()),
@@ -268,16 +265,22 @@ impl Unpacker {
         let open = || {
             let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
             file.set_permissions(fs::Permissions::from_mode(header.mode & 0o777))?;
-            self.place.owner().give_file(&file)?;
+            self.root.owner().give_file(&file)?;
             Ok(file)
         };
-        let file = open().map_err(|error: io::Error| failed(&path, &error))?;
-        self.file = Some((path, file));
+        let shown = self.shown(&header.path);
+        let file = open().map_err(|error: io::Error| failed(&shown, &error))?;
+        self.file = Some((shown, file));
         Ok(())
     }
 
     fn path(&self, path: &[u8]) -> PathBuf {
-        self.root.join(OsStr::from_bytes(path))
+        self.root.here().join(OsStr::from_bytes(path))
+    }
+
+    /// The same as it is told.
+    fn shown(&self, path: &[u8]) -> PathBuf {
+        self.root.path().join(OsStr::from_bytes(path))
     }
 
     /// Makes a directory, with those that it is in: of another part they may come later.
@@ -291,9 +294,9 @@ impl Unpacker {
         }
         let made = self.path(path);
         match DirBuilder::new().mode(0o700).create(&made) {
-            Ok(()) => self.place.owner().give(&made).map_err(|error| failed(&made, &error))?,
+            Ok(()) => self.root.owner().give(&made).map_err(|error| failed(&self.shown(path), &error))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_directory(&made) => {}
-            Err(error) => return Err(failed(&made, &error)),
+            Err(error) => return Err(failed(&self.shown(path), &error)),
         }
         self.known.insert(path.to_vec());
         Ok(())
@@ -328,14 +331,14 @@ mod tests {
             base.tablespaces.push(crate::base::StoredTablespace { oid: 16385, name, location });
         }
         // As root it would have to be somebody else's.
-        let place = Arc::new(Place::for_tests(&directory, &base)?);
-        place.make()?;
+        let place = Place::for_tests(&directory, &base)?;
+        let made = place.make()?;
         let options = VerifyOptions { checksums: ManifestChecksums::Crc32c, pages: None };
-        let unpacker = Unpacker::new(place.clone(), tablespace, options)?;
+        let unpacker = Unpacker::new(&made, tablespace, options)?;
         let pieces: Vec<_> = archive.chunks(700).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
         let verified = feed(stream::iter(pieces), move |frames| unpacker.unpack("x.tar", frames)).await?;
         fs::create_dir_all(folder.join("data/pg_tblspc"))?;
-        link(&place)?;
+        link(&place, &made)?;
         Ok(verified)
     }
 

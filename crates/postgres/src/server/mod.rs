@@ -1,5 +1,6 @@
 //! Servers that are started here: their programs, as whom they run, how they are watched and ended.
 
+mod folder;
 mod owner;
 mod private;
 mod process;
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use hindsight_engine::{EngineError, FailureKind};
 
+pub(crate) use folder::Folder;
 pub(crate) use owner::{Owner, user_named};
 pub(crate) use private::{PRIVATE, Private};
 pub(crate) use process::Server;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use rustix::fs::{AtFlags, Gid, Uid, chownat};
 use rustix::process::geteuid;
 
 use super::VARIABLES;
@@ -111,6 +112,25 @@ impl Owner {
     /// The same of an open file.
     pub(crate) fn give_file(&self, file: &File) -> io::Result<()> {
         if self.is_us() { Ok(()) } else { fchown(file, Some(self.uid), Some(self.gid)) }
+    }
+
+    /// The same of what is not open for reading or writing (`O_PATH`).
+    pub(crate) fn give_handle(&self, handle: &File) -> io::Result<()> {
+        if self.is_us() {
+            return Ok(());
+        }
+        let (user, group) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+        Ok(chownat(handle, "", Some(user), Some(group), AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Takes what belongs to somebody else.
+    pub(crate) fn take_file(&self, file: &File) -> io::Result<()> {
+        fchown(file, Some(self.uid), Some(self.gid))
+    }
+
+    /// Whether something belongs to this user.
+    pub(crate) fn owns(&self, metadata: &std::fs::Metadata) -> bool {
+        metadata.uid() == self.uid
     }
 }
 

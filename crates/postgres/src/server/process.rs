@@ -1,7 +1,7 @@
 //! A server's process.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use hindsight_engine::{EngineError, FailureKind, Result};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::sync::{oneshot, watch};
 
-use super::{PRIVATE, Private, Programs, local};
+use super::{Folder, PRIVATE, Private, Programs, local};
 use crate::address::Address;
 use crate::wire::{Connection, Replication};
 
@@ -31,8 +31,9 @@ pub(crate) struct Server {
     running: Running,
     number: Pid,
     ended: watch::Receiver<bool>,
-    directory: PathBuf,
-    log: PathBuf,
+    data: Folder,
+    log: File,
+    log_path: PathBuf,
     address: Address,
 }
 
@@ -42,16 +43,18 @@ impl Server {
     /// # Errors
     /// It cannot be started.
     pub(crate) async fn start(programs: &Programs, private: &Private, settings: &str) -> Result<Self> {
-        private.write("postgresql.conf", settings)?;
-        private.write("pg_hba.conf", "local all all trust\n")?;
-        private.write("pg_ident.conf", "")?;
-        let log = private.path("log");
-        let output = File::options().create(true).append(true).open(&log).map_err(|error| local(&log, &error))?;
-        let directory = private.directory().to_owned();
+        let own = private.own();
+        own.write("postgresql.conf", settings.as_bytes())?;
+        own.write("pg_hba.conf", b"local all all trust\n")?;
+        own.write("pg_ident.conf", b"")?;
+        let (log, log_path) = (own.create("log")?, own.path().join("log"));
         let mut command = private.owner().tied_command(&programs.program("postgres"));
         // Paths of any length and of any characters: all others are relative to here.
-        command.current_dir(&directory).args(["-D", ".", "-c"]).arg(format!("config_file={PRIVATE}/postgresql.conf"));
-        command.stdout(output.try_clone()?).stderr(output);
+        command
+            .current_dir(private.directory())
+            .args(["-D", ".", "-c"])
+            .arg(format!("config_file={PRIVATE}/postgresql.conf"));
+        command.stdout(log.try_clone()?).stderr(log.try_clone()?);
         let (tell, ended) = watch::channel(false);
         let running = Running(Arc::default());
         let held = running.0.clone();
@@ -65,7 +68,7 @@ impl Server {
         let started = starting.await.map_err(gone)?;
         let number = started.map_err(|error| local(&programs.program("postgres"), &error))?;
         let address = Address::at_socket(private.sockets(), PORT);
-        Ok(Self { running, number, ended, directory, log, address })
+        Ok(Self { running, number, ended, data: private.data().clone(), log, log_path, address })
     }
 
     /// Waits until it takes connections.
@@ -87,7 +90,8 @@ impl Server {
 
     /// What it says of itself (`LOCK_FILE_LINE_PM_STATUS` in miscadmin.h).
     fn status(&self) -> Option<String> {
-        let text = fs::read_to_string(self.directory.join("postmaster.pid")).ok()?;
+        let bytes = self.data.read("postmaster.pid").ok()??;
+        let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.lines();
         // The file of another one may have been left behind.
         let own = lines.next()?.trim().parse() == Ok(self.number.as_raw_nonzero().get());
@@ -137,16 +141,16 @@ impl Server {
         let told = if told.is_empty() { log.iter().collect() } else { told };
         let last: Vec<&str> = told.iter().rev().take(4).rev().map(|line| line.trim()).collect();
         EngineError::new(FailureKind::Server, format!("the server {what}: {}", last.join(" | ")))
-            .hint(format!("all that it said is in {}", self.log.display()))
+            .hint(format!("all that it said is in {}", self.log_path.display()))
     }
 
     fn log_end(&self) -> Vec<String> {
         let read = || {
-            let mut file = File::open(&self.log)?;
-            let len = file.metadata()?.len();
-            file.seek(SeekFrom::Start(len.saturating_sub(LOG_END)))?;
-            let mut end = Vec::new();
-            file.read_to_end(&mut end)?;
+            // The server has the same handle: where that stands must not be moved.
+            let from = self.log.metadata()?.len().saturating_sub(LOG_END);
+            let mut end = vec![0; LOG_END as usize];
+            let len = self.log.read_at(&mut end, from)?;
+            end.truncate(len);
             Ok::<_, std::io::Error>(end)
         };
         String::from_utf8_lossy(&read().unwrap_or_default()).lines().map(str::to_owned).collect()

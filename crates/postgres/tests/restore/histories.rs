@@ -261,3 +261,38 @@ async fn a_server_is_left_running_as_it_is_configured() {
     assert!(done.next[0].contains("set another port"), "{:?}", done.next);
     drop(left);
 }
+
+/// What a configuration says that names the source's own directory counts more than where a server is told to start.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_directory_of_the_source_is_not_started_instead() {
+    let server = Postgres::start(source()).await.unwrap();
+    let configuration = server.data_dir().join("postgresql.conf");
+    let line = format!("data_directory = '{}'\n", server.data_dir().display());
+    fs::write(&configuration, fs::read_to_string(&configuration).unwrap() + &line).unwrap();
+    let stored = Stored::new().await;
+    let (manifest, _) = stored.back_up(&server, "2026-01-01T00:00:00Z", &History::first()).await;
+    server.stop().await.unwrap();
+    for start in [true, false] {
+        let place = Postgres::prepare(PostgresOptions::default()).unwrap();
+        let directory = Directory { start, ..Directory::new(place.data_dir()) };
+        let snapshot = Target::Snapshot(manifest.id.clone());
+        let (_, done) = restore_to(&stored, &snapshot, &directory, Arc::new(Crossed::default())).await.unwrap();
+        assert!(
+            !server.data_dir().join("postmaster.pid").exists() && !place.data_dir().join("postmaster.pid").exists()
+        );
+        let next = &done.next[0];
+        assert!(next.contains("remove that line") && next.contains(&server.data_dir().display().to_string()), "{next}");
+        assert!(!done.next.iter().any(|next| next.contains("pg_ctl")), "{:?}", done.next);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_nobody_may_connect_to_is_in_nobodys_way() {
+    let server = Postgres::start(source()).await.unwrap();
+    server.sql("ALTER DATABASE template1 ALLOW_CONNECTIONS false").await.unwrap();
+    let stored = Stored::new().await;
+    let (manifest, _) = stored.back_up(&server, "2026-01-01T00:00:00Z", &History::first()).await;
+    server.stop().await.unwrap();
+    let (_, _, done) = restored(&stored, &Target::Snapshot(manifest.id.clone())).await;
+    assert_eq!(done.totals.collections, 3);
+}

@@ -123,6 +123,29 @@ async fn damage_is_found_before_anything_is_touched() {
     restore_to(&stored, &Target::Latest, &directory(&place), gate).await.unwrap();
 }
 
+/// What is looked for may be in another slice than the one that is damaged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_is_found_beside_damage() {
+    let server = Postgres::start(source()).await.unwrap();
+    server.sql("CREATE TABLE event (id int)").await.unwrap();
+    let stored = Stored::new().await;
+    let (manifest, base) = stored.back_up(&server, "2026-01-01T00:00:00Z", &History::first()).await;
+    for id in 1..=20 {
+        server.sql(&format!("INSERT INTO event VALUES ({id})")).await.unwrap();
+    }
+    let xid = server.sql("SELECT xmin FROM event WHERE id = 2").await.unwrap();
+    stored.capture(&server, &History::first(), &base, &manifest.streams["wal"].last, 4).await;
+    let newest = stored.files("/log/").pop().unwrap();
+    let mut bytes = fs::read(&newest).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle] ^= 4;
+    fs::write(&newest, bytes).unwrap();
+    super::target(&stored, &format!("xid:{xid}")).await.unwrap();
+    // Where it is not found it may be in what cannot be read.
+    let error = super::target(&stored, "xid:4000000000").await.unwrap_err();
+    assert_eq!(error.kind, FailureKind::Damaged, "{}", error.what);
+}
+
 /// A slice that was there when the plan was made is gone when the log is read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slice_that_goes_away_is_told_as_missing() {
@@ -138,6 +161,20 @@ async fn a_slice_that_goes_away_is_told_as_missing() {
     let source = error.source.as_ref().and_then(|source| source.downcast_ref::<hindsight_repository::Error>());
     assert!(source.is_some_and(hindsight_repository::Error::is_missing), "{}", error.what);
     assert!(is_empty(&place.data_dir()) && gate.0.load(Ordering::SeqCst) == 0);
+}
+
+/// The server's user may do anything in its directory, but leads nobody else out of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_links_to_is_left_alone() {
+    let (stored, place) = small().await;
+    let other = place.new_folder("other").unwrap().join("file");
+    fs::write(&other, "# somebody else's\n").unwrap();
+    let links = format!("ln -sf '{}' postgresql.auto.conf; {}", other.display(), super::command());
+    let gate = Arc::new(Crossed::default());
+    super::restore_asking(&stored, &Target::Latest, &directory(&place), gate, links).await.unwrap();
+    assert_eq!(fs::read_to_string(&other).unwrap(), "# somebody else's\n");
+    let settings = place.data_dir().join("postgresql.auto.conf");
+    assert!(!settings.is_symlink() && fs::read_to_string(&settings).unwrap().contains("archive_mode = 'off'"));
 }
 
 const CUT_OFF: &str = "HINDSIGHT_TEST_CUT_OFF";
