@@ -198,7 +198,10 @@ pub(super) fn next(programs: &Programs, place: &Place, start: &Start, facts: &Fa
             facts.prepared
         ));
     }
-    next.push("it is not protected yet: back it up under a name of its own".to_owned());
+    next.push(
+        "it is not protected yet: back it up into a repository of its own, as it has the identity of its source"
+            .to_owned(),
+    );
     next
 }
 
