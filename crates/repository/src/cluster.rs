@@ -385,6 +385,13 @@ impl ClusterRepository {
         ObjectReader::open(&self.repository, key, expect, None).await
     }
 
+    /// Opens an object of a snapshot; none if its manifest names none of this name. Refuses a manifest that is sealed.
+    pub async fn snapshot_object(&self, manifest: &SnapshotManifest, name: &str) -> Result<Option<ObjectReader>> {
+        self.require_open(manifest)?;
+        let Some(object) = manifest.objects.iter().find(|object| object.name == name) else { return Ok(None) };
+        self.object_reader(&self.keys.snapshot_object(&manifest.id, name), Some(object)).await.map(Some)
+    }
+
     /// The numbers of the numbered records in a folder, ascending; `key` spells their keys. Left alone is what is spelled
     /// otherwise, or so large that no writer got there.
     pub(crate) async fn numbers(&self, folder: &str, key: impl Fn(u64) -> String) -> Result<Vec<u64>> {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use bytes::Bytes;
-use hindsight_format::{FORMAT_VERSION, FrameEntry, LogSummary, ObjectKind};
+use hindsight_format::{FORMAT_VERSION, FrameEntry, LogSummary, ObjectKind, ObjectRef};
 use object_store::{MultipartUpload, PutPayload};
 use tokio::task::JoinSet;
 
@@ -56,6 +56,14 @@ pub struct WrittenObject {
     pub frames: u64,
     /// The last bytes as they are stored, to be compared with what is there.
     pub(crate) end: Bytes,
+}
+
+impl WrittenObject {
+    /// As the manifest of its snapshot names it.
+    pub fn named(self, name: impl Into<String>) -> ObjectRef {
+        let Self { stored_bytes, raw_bytes, footer_blake3, .. } = self;
+        ObjectRef { name: name.into(), stored_bytes, raw_bytes, footer_blake3 }
+    }
 }
 
 /// How the bytes of an object become what is stored.

@@ -279,11 +279,5 @@ async fn settle(shared: &Shared, closing: &mut Option<AbortOnDropHandle<Result<O
 }
 
 async fn close(name: String, writer: ObjectWriter) -> Result<ObjectRef> {
-    let written = writer.finish(None).await?;
-    Ok(ObjectRef {
-        name,
-        stored_bytes: written.stored_bytes,
-        raw_bytes: written.raw_bytes,
-        footer_blake3: written.footer_blake3,
-    })
+    Ok(writer.finish(None).await?.named(name))
 }

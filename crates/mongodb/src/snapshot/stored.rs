@@ -109,22 +109,13 @@ pub(super) async fn store(
     if !run.is_empty() {
         writer.write(encode_frame(&run, request.compression_level, 0)?).await?;
     }
-    let written = writer.finish(None).await?;
-    Ok(ObjectRef {
-        name: NAME.to_owned(),
-        stored_bytes: written.stored_bytes,
-        raw_bytes: written.raw_bytes,
-        footer_blake3: written.footer_blake3,
-    })
+    Ok(writer.finish(None).await?.named(NAME))
 }
 
 /// Reads the catalog object of a snapshot.
 pub(crate) async fn load(cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<StoredCatalog> {
-    cluster.require_open(manifest)?;
     let damaged = || EngineError::damaged(format!("the catalog of snapshot {} cannot be read", manifest.id));
-    let object = manifest.objects.iter().find(|object| object.name == NAME).ok_or_else(damaged)?;
-    let key = cluster.keys().snapshot_object(&manifest.id, NAME);
-    let reader = cluster.object_reader(&key, Some(object)).await?;
+    let reader = cluster.snapshot_object(manifest, NAME).await?.ok_or_else(damaged)?;
     let mut documents = Vec::new();
     for index in 0..reader.footer().frames.len() {
         decode_run(&reader.frame(index).await?, &mut documents).ok_or_else(damaged)?;

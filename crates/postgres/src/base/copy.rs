@@ -300,11 +300,5 @@ async fn store(job: Job, snapshot: String, mut queue: mpsc::Receiver<Store>) -> 
 }
 
 async fn close(name: String, writer: ObjectWriter) -> Result<ObjectRef> {
-    let written = writer.finish(None).await?;
-    Ok(ObjectRef {
-        name,
-        stored_bytes: written.stored_bytes,
-        raw_bytes: written.raw_bytes,
-        footer_blake3: written.footer_blake3,
-    })
+    Ok(writer.finish(None).await?.named(name))
 }

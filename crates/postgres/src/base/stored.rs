@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use hindsight_engine::{EngineError, FailureKind, Job, Result, SnapshotRequest};
+use hindsight_engine::{EngineError, Job, Result, SnapshotRequest};
 use hindsight_format::{ObjectKind, ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, encode_frame};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{BackupManifest, ManifestReader};
+use crate::feed::blocking;
 use crate::wal::{Expect, History, SegmentSize, Version};
 use crate::{Lsn, TimelineId};
 
@@ -115,22 +116,13 @@ impl StoredBase {
         let key = job.cluster.keys().snapshot_object(&request.id, NAME);
         let mut writer = job.cluster.object_writer(key, ObjectKind::Catalog).await;
         writer.write(encode_frame(&json, request.compression_level, 0)?).await?;
-        let written = writer.finish(None).await?;
-        Ok(ObjectRef {
-            name: NAME.to_owned(),
-            stored_bytes: written.stored_bytes,
-            raw_bytes: written.raw_bytes,
-            footer_blake3: written.footer_blake3,
-        })
+        Ok(writer.finish(None).await?.named(NAME))
     }
 
     /// Reads that of a snapshot.
     pub(crate) async fn load(cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Self> {
-        cluster.require_open(manifest)?;
         let damaged = || EngineError::damaged(format!("the catalog of snapshot {} cannot be read", manifest.id));
-        let object = manifest.objects.iter().find(|object| object.name == NAME).ok_or_else(damaged)?;
-        let key = cluster.keys().snapshot_object(&manifest.id, NAME);
-        let reader = cluster.object_reader(&key, Some(object)).await?;
+        let reader = cluster.snapshot_object(manifest, NAME).await?.ok_or_else(damaged)?;
         let mut json = Vec::new();
         for index in 0..reader.footer().frames.len() {
             json.extend_from_slice(&reader.frame(index).await?);
@@ -158,17 +150,13 @@ pub(crate) async fn load_backup_manifest(
     cluster: &ClusterRepository,
     manifest: &SnapshotManifest,
 ) -> Result<BackupManifest> {
-    cluster.require_open(manifest)?;
     let bad = |why: &dyn std::fmt::Display| EngineError::damaged(format!("snapshot {}: {why}", manifest.id));
-    let object = manifest.objects.iter().find(|object| object.name == BACKUP_MANIFEST);
+    let object = cluster.snapshot_object(manifest, BACKUP_MANIFEST).await?;
     let object = object.ok_or_else(|| bad(&"its manifest does not name the one of the server"))?;
-    let key = cluster.keys().snapshot_object(&manifest.id, BACKUP_MANIFEST);
-    let objects = cluster.object_reader(&key, Some(object)).await?;
     let mut reader = ManifestReader::new();
-    for index in 0..objects.footer().frames.len() {
-        let frame = objects.frame(index).await?;
-        let read = tokio::task::spawn_blocking(move || reader.feed(&frame).map(|()| reader));
-        let read = read.await.map_err(|error| EngineError::new(FailureKind::Local, error.to_string()))?;
+    for index in 0..object.footer().frames.len() {
+        let frame = object.frame(index).await?;
+        let read = blocking(move || Ok(reader.feed(&frame).map(|()| reader))).await?;
         reader = read.map_err(|error| bad(&error))?;
     }
     reader.finish().map_err(|error| bad(&error))
