@@ -2,7 +2,7 @@
 //! restores into directories.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -296,14 +296,20 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> Result<bool>) -> Resu
     Ok(())
 }
 
+/// A repository in which the cluster of `engine` is to be captured.
+async fn protected(engine: &dyn Engine, folder: &Path) -> Result<(Repository, ClusterRepository)> {
+    let repository = Repository::open_or_create(&RepositorySpec::new(folder.display().to_string())).await?;
+    let cluster = register(&repository, None, &engine.probe().await?).await?;
+    cluster.update_config(|config| config.with("pitr.enabled", "true")?.with("pitr.uploadIntervalSec", "1")).await?;
+    Ok((repository, cluster))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_engine_captures_verifies_and_restores_into_a_directory() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let repository = Repository::open_or_create(&RepositorySpec::new(folder.path().display().to_string())).await?;
     let counting = Arc::new(Counting { at: Arc::new(AtomicU64::new(BEGIN)), ..Counting::default() });
     let engine: Arc<dyn Engine> = counting.clone();
-    let cluster = register(&repository, None, &engine.probe().await?).await?;
-    cluster.update_config(|config| config.with("pitr.enabled", "true")?.with("pitr.uploadIntervalSec", "1")).await?;
+    let (repository, cluster) = protected(&*engine, folder.path()).await?;
     let tuning = Tuning {
         poll: Duration::from_millis(100),
         merge_every: Duration::from_millis(500),
@@ -356,11 +362,9 @@ async fn another_engine_captures_verifies_and_restores_into_a_directory() -> Res
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_comes_by_stored_positions_again_begins_a_new_history() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let repository = Repository::open_or_create(&RepositorySpec::new(folder.path().display().to_string())).await?;
     let counting = Arc::new(Counting { at: Arc::new(AtomicU64::new(BEGIN)), ..Counting::default() });
     let engine: Arc<dyn Engine> = counting.clone();
-    let cluster = register(&repository, None, &engine.probe().await?).await?;
-    cluster.update_config(|config| config.with("pitr.enabled", "true")?.with("pitr.uploadIntervalSec", "1")).await?;
+    let (_, cluster) = protected(&*engine, folder.path()).await?;
     for epoch in 1..=2 {
         counting.left.store(epoch == 2, Ordering::SeqCst);
         let tuning =

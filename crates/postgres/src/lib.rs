@@ -29,7 +29,6 @@ pub mod wire;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use hindsight_catalog::{History, RestorePlan, Stretch, Target};
@@ -177,8 +176,7 @@ impl Engine for PostgresEngine {
     }
 
     async fn start_scratch(&self, request: &ScratchRequest) -> Result<Box<dyn Scratch>> {
-        // Into a folder, which takes no connection.
-        Ok(Box::new(scratch::ScratchServer::start(request, Arc::new(Self::new(""))).await?))
+        Ok(Box::new(scratch::ScratchServer::start(request).await?))
     }
 }
 

@@ -14,6 +14,7 @@ use hindsight_format::RestoreTotals;
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::PostgresEngine;
 use crate::base::StoredBase;
 use crate::feed::blocking;
 use crate::restore::recover::{Facts, look};
@@ -31,16 +32,14 @@ pub struct ScratchServer {
     folder: TempDir,
     programs: Programs,
     owner: Owner,
-    engine: Arc<dyn Engine>,
 }
 
 impl ScratchServer {
-    /// Makes the folder, and finds the programs of the version whose data it must be able to hold. `engine` is what is asked
-    /// to restore there.
+    /// Makes the folder, and finds the programs of the version whose data it must be able to hold.
     ///
     /// # Errors
     /// There are no such programs, or nobody that a server could run as.
-    pub async fn start(request: &ScratchRequest, engine: Arc<dyn Engine>) -> Result<Self> {
+    pub async fn start(request: &ScratchRequest) -> Result<Self> {
         let request = request.clone();
         blocking(move || {
             let wanted = major(&request.must_hold)
@@ -59,7 +58,7 @@ impl ScratchServer {
                     format!("{} cannot get into {}, as whom the server has to run", owner.name(), data.display());
                 return Err(EngineError::new(FailureKind::Local, what).hint("name another temporary folder (TMPDIR)"));
             }
-            Ok(Self { folder, programs, owner, engine })
+            Ok(Self { folder, programs, owner })
         })
         .await
     }
@@ -87,7 +86,8 @@ fn owner() -> Result<Owner> {
 #[async_trait]
 impl Scratch for ScratchServer {
     fn engine(&self) -> Arc<dyn Engine> {
-        self.engine.clone()
+        // What it restores into is a folder, which takes no connection.
+        Arc::new(PostgresEngine::new(""))
     }
 
     fn destination(&self) -> Destination {

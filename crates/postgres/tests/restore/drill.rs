@@ -3,110 +3,16 @@
 use std::fs;
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use hindsight_catalog::{RestorePlan, Stretch, Target, plan};
-use hindsight_engine::{
-    Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, LogCheck, LogRequest, LogStart,
-    Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
-    SnapshotRequest, Spoken, Words,
-};
-use hindsight_format::{Point, SnapshotManifest};
+use hindsight_catalog::{Target, plan};
+use hindsight_engine::{Destination, Scratch, ScratchRequest, Selection};
 use hindsight_postgres::restore;
 use hindsight_postgres::scratch::ScratchServer;
 use hindsight_postgres::wal::History;
-use hindsight_repository::ClusterRepository;
 use hindsight_testkit::Postgres;
 use jiff::Timestamp;
 
 use super::stored::Stored;
 use super::{Crossed, command, job, options, source};
-
-/// An engine that restores, and no more.
-struct Restores;
-
-fn not_here<T>() -> Result<T> {
-    Err(EngineError::new(FailureKind::Unsupported, "not here"))
-}
-
-#[async_trait]
-impl Engine for Restores {
-    fn words(&self) -> &'static Words {
-        static WORDS: Words = Words {
-            container: ("database", "databases"),
-            item: ("file", "files"),
-            index: None,
-            log: "WAL",
-            comment: "--",
-        };
-        &WORDS
-    }
-
-    fn parse_point(&self, _: &str) -> Option<Spoken> {
-        None
-    }
-
-    fn grants(&self) -> Vec<Grant> {
-        Vec::new()
-    }
-
-    async fn probe(&self) -> Result<Probe> {
-        not_here()
-    }
-
-    async fn snapshot(&self, _: &Job, _: &SnapshotRequest) -> Result<SnapshotManifest> {
-        not_here()
-    }
-
-    async fn describe(&self, _: &ClusterRepository, _: &SnapshotManifest) -> Result<Vec<Content>> {
-        not_here()
-    }
-
-    async fn open_log(&self, _: &LogRequest<'_>) -> Result<LogStart> {
-        not_here()
-    }
-
-    fn accept(&self, destination: &Destination) -> Result<()> {
-        restore::accept(destination)
-    }
-
-    async fn prepare_restore(
-        &self,
-        source: &ClusterRepository,
-        plan: &RestorePlan,
-        selection: &Selection,
-        destination: &Destination,
-    ) -> Result<Preview> {
-        restore::prepare(source, plan, selection, destination).await
-    }
-
-    async fn restore(
-        &self,
-        job: &Job,
-        plan: &RestorePlan,
-        selection: &Selection,
-        destination: &Destination,
-        preview: &Preview,
-        options: &RestoreOptions,
-    ) -> Result<Restored> {
-        restore::run_asking(job, plan, selection, destination, preview, options, command()).await
-    }
-
-    async fn replay(&self, _: &Job, _: &Stretch, _: std::path::PathBuf) -> Result<ReplayTotals> {
-        not_here()
-    }
-
-    async fn check_data(&self, _: &ClusterRepository, _: &SnapshotManifest) -> Result<Box<dyn DataCheck>> {
-        not_here()
-    }
-
-    fn check_log(&self, _: &Point, _: &Point) -> Result<Box<dyn LogCheck>> {
-        not_here()
-    }
-
-    async fn start_scratch(&self, _: &ScratchRequest) -> Result<Box<dyn Scratch>> {
-        not_here()
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drill_reads_everything_and_finds_what_is_wrong() {
@@ -128,14 +34,15 @@ async fn a_drill_reads_everything_and_finds_what_is_wrong() {
     let request =
         ScratchRequest { program: None, folder: folder.path().to_owned(), must_hold: base.server_version.clone() };
     for damaged in [false, true] {
-        let scratch: Box<dyn Scratch> = Box::new(ScratchServer::start(&request, Arc::new(Restores)).await.unwrap());
+        let scratch: Box<dyn Scratch> = Box::new(ScratchServer::start(&request).await.unwrap());
         assert!(scratch.version().starts_with(&base.major.to_string()));
         let plan = plan(&stored.history().await, &Target::Latest, None, Timestamp::now()).unwrap();
         let (engine, destination) = (scratch.engine(), scratch.destination());
         let (all, job) = (Selection::default(), job(&stored.cluster));
         let preview = engine.prepare_restore(&stored.cluster, &plan, &all, &destination).await.unwrap();
         let options = options(Arc::new(Crossed::default()));
-        let done = engine.restore(&job, &plan, &all, &destination, &preview, &options).await.unwrap();
+        // The program of the test is not the one that a server asks for its log.
+        let done = restore::run_asking(&job, &plan, &all, &destination, &preview, &options, command()).await.unwrap();
         let Destination::Directory(directory) = &destination else { panic!() };
         assert_eq!(done.totals.collections, 4);
         if damaged {
@@ -158,7 +65,6 @@ async fn a_drill_reads_everything_and_finds_what_is_wrong() {
         scratch.stop().await.unwrap();
         assert!(fs::read_dir(folder.path()).unwrap().next().is_none());
     }
-    let refused =
-        ScratchServer::start(&ScratchRequest { must_hold: "9.6.24".to_owned(), ..request }, Arc::new(Restores)).await;
+    let refused = ScratchServer::start(&ScratchRequest { must_hold: "9.6.24".to_owned(), ..request }).await;
     assert!(refused.is_err_and(|error| error.what.contains("PostgreSQL 9")));
 }
