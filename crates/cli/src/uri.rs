@@ -19,7 +19,7 @@ impl DatabaseUri {
     pub(crate) fn new(text: SecretString) -> Result<Self, Failure> {
         let whole = text.expose_secret().trim();
         let Some((scheme, rest)) = whole.split_once("://") else {
-            return Err(Failure::usage("the connection string does not begin with a scheme and ://").hint(shape()));
+            return Err(Failure::usage("the connection string has no scheme").hint(shape()));
         };
         if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b)) {
             return Err(Failure::usage("the scheme of the connection string has odd characters").hint(shape()));
