@@ -1,5 +1,7 @@
 //! Following a log.
 
+use std::sync::{Arc, Mutex};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use hindsight_format::{LogSummary, ObjectKind, Point};
@@ -57,6 +59,52 @@ pub enum Kept {
     Released(String),
 }
 
+/// Frames whose memory is kept for the next ones: a slice of the usual size has so many.
+const KEPT: usize = 4;
+
+/// Memory of frames that were stored. Under load, having the system clear new memory for each costs more than reading
+/// the records does.
+#[derive(Clone, Debug, Default)]
+struct Spare(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Spare {
+    fn take(&self) -> Vec<u8> {
+        let kept = self.0.lock().ok().and_then(|mut kept| kept.pop());
+        kept.unwrap_or_else(|| Vec::with_capacity(FRAME_TARGET))
+    }
+
+    /// Its memory comes back when nobody has the bytes any more.
+    fn lend(&self, frame: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Lent { frame, spare: self.clone() })
+    }
+}
+
+/// A full frame.
+struct Lent {
+    frame: Vec<u8>,
+    spare: Spare,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.frame
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut frame = std::mem::take(&mut self.frame);
+        // What a single large record took is given back.
+        if frame.capacity() <= FRAME_TARGET
+            && let Ok(mut kept) = self.spare.0.lock()
+            && kept.len() < KEPT
+        {
+            frame.clear();
+            kept.push(frame);
+        }
+    }
+}
+
 /// Log records on their way to a slice.
 #[derive(Debug)]
 pub struct LogBuffer {
@@ -66,6 +114,7 @@ pub struct LogBuffer {
     frame: Vec<u8>,
     /// The segment it belongs to.
     segment: u32,
+    spare: Spare,
     bytes: usize,
     /// What the records are, and the points between which they lie.
     pub summary: LogSummary,
@@ -77,7 +126,8 @@ impl LogBuffer {
     /// An empty buffer for what follows `start`.
     pub fn starting_at(start: Point) -> Self {
         let summary = LogSummary::starting_at(start);
-        Self { full: Vec::new(), frame: Vec::new(), segment: 0, bytes: 0, summary, substantial: false }
+        let (full, frame, spare) = (Vec::new(), Vec::new(), Spare::default());
+        Self { full, frame, segment: 0, spare, bytes: 0, summary, substantial: false }
     }
 
     /// What is pushed from now on belongs to `segment`, in this buffer and those that go on where it ends: a part of the
@@ -93,7 +143,9 @@ impl LogBuffer {
     pub fn push(&mut self, record: &[u8]) {
         if self.frame.len() + record.len() > FRAME_TARGET && !self.frame.is_empty() {
             self.close_frame();
-            self.frame.reserve(FRAME_TARGET);
+        }
+        if self.frame.capacity() == 0 {
+            self.frame = self.spare.take();
         }
         self.frame.extend_from_slice(record);
         self.bytes += record.len();
@@ -102,7 +154,7 @@ impl LogBuffer {
     /// It is stored as it is, without being copied.
     fn close_frame(&mut self) {
         if !self.frame.is_empty() {
-            self.full.push((self.segment, std::mem::take(&mut self.frame).into()));
+            self.full.push((self.segment, self.spare.lend(std::mem::take(&mut self.frame))));
         }
     }
 
@@ -122,6 +174,7 @@ impl LogBuffer {
             full: self.full.clone(),
             frame: self.frame.clone(),
             segment: self.segment,
+            spare: self.spare.clone(),
             bytes: self.bytes,
             summary: self.summary.clone(),
             substantial: self.substantial,
@@ -130,7 +183,8 @@ impl LogBuffer {
 
     /// Takes what was read, leaving an empty buffer that goes on where it ends.
     pub fn take(&mut self) -> Self {
-        let next = Self { segment: self.segment, ..Self::starting_at(self.summary.end.clone()) };
+        let next =
+            Self { segment: self.segment, spare: self.spare.clone(), ..Self::starting_at(self.summary.end.clone()) };
         let mut taken = std::mem::replace(self, next);
         // Nothing more comes to its last frame.
         taken.close_frame();

@@ -97,11 +97,16 @@ fn compress(raw: &[u8], level: i32) -> std::io::Result<Bytes> {
             let mut zstd = zstd::bulk::Compressor::new(level)?;
             zstd.include_checksum(true)?;
             zstd.include_contentsize(true)?;
-            *kept = Some(Compressor { level, zstd, out: Vec::new() });
+            let out = Vec::with_capacity(zstd::zstd_safe::compress_bound(FRAME_TARGET));
+            *kept = Some(Compressor { level, zstd, out });
         }
         let Some(Compressor { zstd, out, .. }) = kept else { return Err(std::io::Error::other("no compressor")) };
         out.clear();
-        out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        let bound = zstd::zstd_safe::compress_bound(raw.len());
+        if out.capacity() < bound {
+            // Growing would copy what is in it.
+            *out = Vec::with_capacity(bound);
+        }
         zstd.compress_to_buffer(raw, out)?;
         Ok(Bytes::copy_from_slice(out))
     })
