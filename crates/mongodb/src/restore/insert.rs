@@ -9,8 +9,8 @@ use crate::failure::{driver, refused};
 use crate::oplog::diff::raw::{Elements, IndexName, close, kind, open, push_element, push_name, read_len};
 use crate::oplog::entry::{malformed, next_document};
 
-/// Bytes in one command, about: those of a frame, with room for the names of the elements. A larger document goes alone.
-const BATCH: usize = 6 << 20;
+/// Bytes in one command, about. The driver takes twice as much again while it sends it. A larger document goes alone.
+const BATCH: usize = 2 << 20;
 /// The server takes no more documents in one command (`maxWriteBatchSize`).
 const MAX_DOCUMENTS: u64 = 100_000;
 
