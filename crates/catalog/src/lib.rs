@@ -25,6 +25,7 @@ mod removal;
 mod stretch;
 mod time;
 mod timeline;
+mod trail;
 
 pub use chains::{Chain, chains};
 pub use history::History;
@@ -36,3 +37,4 @@ pub use removal::{KeptLog, Need, Removal, SnapshotSort, Wish, removal, without};
 pub use stretch::{Stretch, stretch};
 pub use time::{ParsedTime, TimeError, parse_time};
 pub use timeline::{Gap, Range, StreamRange, Timeline, Unbacked, timeline};
+pub use trail::trails;
