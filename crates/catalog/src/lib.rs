@@ -13,6 +13,7 @@
 //!   a given second.
 
 mod chains;
+mod clamp;
 mod footing;
 mod history;
 mod log;
@@ -28,6 +29,7 @@ mod timeline;
 mod trail;
 
 pub use chains::{Chain, chains};
+pub use clamp::{Clamped, clamp};
 pub use history::History;
 pub use losses::{Loss, losses};
 pub use merge::{redundant, slices_to_merge};
