@@ -74,7 +74,15 @@ pub fn log(truth: Truth) -> impl Strategy<Value = Vec<StoredSlice>> {
     let signs = prop::collection::vec((0..=LAST, 0_i64..4), 0..4);
     let signs = signs.prop_map({
         let truth = truth.clone();
-        move |signs| signs.into_iter().map(|(n, later)| sign(truth.point(n), later)).collect::<Vec<_>>()
+        move |signs| {
+            let second = |n: i64| truth.seconds[usize::try_from(n).unwrap()];
+            // Until the next one, and behind the last one as long as one likes.
+            let until = |n: i64, later: i64| match n {
+                LAST => later,
+                _ => later.min(second(n + 1) - second(n)),
+            };
+            signs.into_iter().map(|(n, later)| sign(truth.point(n), until(n, later))).collect::<Vec<_>>()
+        }
     });
     let writers = (writer(truth.clone(), 1), writer(truth.clone(), 2), writer(truth, 3));
     let foreign = prop::option::weighted(0.2, (any::<Index>(), any::<bool>()));
