@@ -87,7 +87,7 @@ async fn a_time_is_exact_while_nobody_works_and_clamped_where_the_log_ends() {
     // Also for an agent that begins while nobody works.
     let agent = cli.start_logged("agent", &log);
     let moment = now().await;
-    let running = || (cli.json("status")["pitr"]["running"] == true).then_some(());
+    let running = || (cli.json("status")["pitr"]["capture"]["running"] == true).then_some(());
     wait_for("the agent", running);
     server.sql("SELECT pg_sleep(9)").await.unwrap();
     assert_eq!(agent.end("TERM").code, 0, "{}", std::fs::read_to_string(&log).unwrap());
