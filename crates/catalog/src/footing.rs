@@ -58,7 +58,7 @@ impl<'a> Ground<'a> {
             let points: Vec<_> = holds.iter().map(|(hold, strict)| (hold.start, *strict)).collect();
             for ((hold, _), entry) in holds.into_iter().zip(log.entries(&points)) {
                 hold.entry = entry;
-                hold.end = entry.map_or(hold.start, |index| log.reach(index));
+                hold.end = entry.map_or_else(|| log.latest(hold.start), |index| log.reach(index));
             }
         }
 

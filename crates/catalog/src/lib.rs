@@ -13,6 +13,7 @@
 //!   a given second.
 
 mod chains;
+mod clamp;
 mod footing;
 mod history;
 mod log;
@@ -25,8 +26,10 @@ mod removal;
 mod stretch;
 mod time;
 mod timeline;
+mod trail;
 
 pub use chains::{Chain, chains};
+pub use clamp::{Clamped, clamp};
 pub use history::History;
 pub use losses::{Loss, losses};
 pub use merge::{redundant, slices_to_merge};
@@ -36,3 +39,4 @@ pub use removal::{KeptLog, Need, Removal, SnapshotSort, Wish, removal, without};
 pub use stretch::{Stretch, stretch};
 pub use time::{ParsedTime, TimeError, parse_time};
 pub use timeline::{Gap, Range, StreamRange, Timeline, Unbacked, timeline};
+pub use trail::trails;

@@ -30,20 +30,29 @@ pub(crate) struct Log<'a> {
     ways: Vec<Way>,
     /// Per position, the best slice that starts there.
     best_at: HashMap<&'a Position, usize>,
+    /// Per position, the latest sign of life: the log still ended there then.
+    signs: HashMap<&'a Position, &'a StoredSlice>,
 }
 
 impl<'a> Log<'a> {
     /// Orders `slices`, which are all of one stream and epoch. What holds nothing (a start that is
-    /// not before its end) is left out: it can lead nowhere.
+    /// not before its end) is left out: it can lead nowhere. Signs of life only tell the time at which the log ended.
     pub(crate) fn new(slices: impl IntoIterator<Item = &'a StoredSlice>) -> Self {
-        let mut slices: Vec<_> = slices.into_iter().filter(|slice| start(slice).order() < end(slice).order()).collect();
+        let mut signs: HashMap<&Position, &StoredSlice> = HashMap::new();
+        let mut hold = |slice: &&'a StoredSlice| {
+            if slice.name.is_sign_of_life() && signs.get(end(slice)).is_none_or(|other| is_older(other, slice)) {
+                signs.insert(end(slice), slice);
+            }
+            start(slice).order() < end(slice).order()
+        };
+        let mut slices: Vec<_> = slices.into_iter().filter(|slice| hold(slice)).collect();
         slices.sort_by(|a, b| {
             let key = |s: &'a StoredSlice| (start(s).order(), start(s).tag(), Reverse((end(s).order(), end(s).tag())));
             key(a).cmp(&key(b)).then_with(|| b.name.fence.cmp(&a.name.fence))
         });
         slices.dedup_by(|a, b| a.name == b.name);
 
-        let mut log = Self { ways: Vec::new(), best_at: HashMap::with_capacity(slices.len()), slices };
+        let mut log = Self { ways: Vec::new(), best_at: HashMap::with_capacity(slices.len()), signs, slices };
         log.ways = vec![Way { next: None, last: 0, hops: 1 }; log.slices.len()];
         // A slice ends after it starts, so that all slices that can follow are done before it.
         for index in (0..log.slices.len()).rev() {
@@ -76,7 +85,19 @@ impl<'a> Log<'a> {
 
     /// The furthest point that is reached by going on from the slice `index`.
     pub(crate) fn reach(&self, index: usize) -> &'a Point {
-        &self.slices[self.ways[index].last].name.end
+        self.latest(&self.slices[self.ways[index].last].name.end)
+    }
+
+    /// The same place at the latest time at which the log is known to have still ended there.
+    pub(crate) fn latest(&self, point: &'a Point) -> &'a Point {
+        let sign = self.signs.get(&point.position).filter(|_| !self.best_at.contains_key(&point.position));
+        sign.map(|sign| &sign.name.end).filter(|end| end.time > point.time).unwrap_or(point)
+    }
+
+    /// Whether a sign of life tells something that the log, or a later sign, does not.
+    pub(crate) fn needs(&self, sign: &StoredSlice) -> bool {
+        !self.best_at.contains_key(end(sign))
+            && self.signs.get(end(sign)).is_some_and(|latest| latest.name == sign.name)
     }
 
     /// Indexes of the best path that begins with the slice `index`.
@@ -144,6 +165,12 @@ impl<'a> Log<'a> {
         let way = self.ways[index];
         (end(self.slices[way.last]).order(), Reverse(way.hops), self.slices[index].name.fence, Reverse(index))
     }
+}
+
+/// Whether of two signs of life at one position the first one is the older; of two of the same time it is the one under the lower fence.
+fn is_older(sign: &StoredSlice, other: &StoredSlice) -> bool {
+    let key = |sign: &StoredSlice| (sign.name.end.time, sign.name.fence, sign.name.start.time);
+    key(sign) < key(other)
 }
 
 /// Where a slice starts.

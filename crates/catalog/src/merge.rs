@@ -53,7 +53,8 @@ pub fn slices_to_merge(
 /// A slice is redundant beside another that spans it when every path that leads into it comes from
 /// within the other, or from its very start, and no path leads further from its end than from the
 /// other's. So whatever could be restored without deleting can be restored after it, also when
-/// only some of the redundant slices are deleted. Slices of any [`chains`](crate::chains) path are
+/// only some of the redundant slices are deleted. A sign of life is redundant where the log has gone on, or a later one repeats it.
+/// Slices of any [`chains`](crate::chains) path are
 /// never among them.
 pub fn redundant(slices: &[StoredSlice]) -> Vec<StoredSlice> {
     let log = Log::new(slices);
@@ -92,7 +93,8 @@ pub fn redundant(slices: &[StoredSlice]) -> Vec<StoredSlice> {
         }
     }
     let leftover = all.iter().zip(covered.iter().zip(&needed)).filter(|(_, (covered, needed))| **covered && !**needed);
-    leftover.map(|(slice, _)| (*slice).clone()).collect()
+    let signs = slices.iter().filter(|slice| slice.name.is_sign_of_life() && !log.needs(slice));
+    leftover.map(|(slice, _)| *slice).chain(signs).cloned().collect()
 }
 
 fn spans(whole: &StoredSlice, part: &StoredSlice) -> bool {

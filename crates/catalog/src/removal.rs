@@ -354,7 +354,7 @@ fn old_slices<'a>(
 ) -> (HashSet<&'a StoredSlice>, Vec<KeptLog>) {
     let mut held: BTreeMap<(u64, &str), Vec<Held<'a>>> = BTreeMap::new();
     for footing in ground.footings.iter().filter(|footing| !dropped.contains(footing.snapshot.id.as_str())) {
-        for hold in footing.streams.iter().filter(|hold| hold.entry.is_some()) {
+        for hold in footing.streams.iter().filter(|hold| hold.start != hold.end) {
             let (start, end) = (hold.start.position.order(), hold.end.position.order());
             let all = held.entry((footing.snapshot.epoch, hold.stream)).or_default();
             all.push(Held { start, end, snapshot: &footing.snapshot.id });
@@ -378,8 +378,10 @@ fn old_slices<'a>(
     for slice in history.slices.iter().filter(|slice| slice.name.end.time < bound) {
         let (start, end) = (slice.name.start.position.order(), slice.name.end.position.order());
         let all = held.get(&(slice.epoch, slice.stream.as_str())).map_or(&[][..], Vec::as_slice);
-        let first = all.partition_point(|held| held.end <= start);
-        match all.get(first).filter(|held| held.start < end) {
+        // A sign of life is of use right where a stretch ends.
+        let touch = slice.name.is_sign_of_life();
+        let first = all.partition_point(|held| held.end < start || held.end == start && !touch);
+        match all.get(first).filter(|held| held.start < end || held.start == end && touch) {
             None => drop(gone.insert(slice)),
             Some(held) => {
                 let log = kept.entry(held.snapshot).or_insert_with(|| KeptLog {

@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 /// Checks that a plan reads all that it must: an unbroken path from the base to the cut.
-fn check(plan: &RestorePlan, target: &Target) {
+fn check(history: &History, plan: &RestorePlan, target: &Target) {
     for part in &plan.streams {
         let start = &plan.base.streams[&part.stream].last;
         assert_eq!(part.own, plan.base.streams[&part.stream].slices);
@@ -33,9 +33,13 @@ fn check(plan: &RestorePlan, target: &Target) {
             }
             at = name.end.clone();
         }
+        // It may be told that the log still ended there later.
+        let signs = history.slices.iter().filter(|s| (s.epoch, &s.stream) == (plan.epoch, &part.stream));
+        let signs = signs.filter(|s| s.name.start.position == at.position && s.name.end.position == at.position);
+        let last = signs.map(|sign| sign.name.end.time).max().max(Some(at.time)).unwrap();
         match &plan.cut {
             Cut::AtSnapshotEnd => assert!(part.log.is_empty()),
-            Cut::Before(time) => assert!(start.time < *time && at.time >= *time),
+            Cut::Before(time) => assert!(start.time < *time && last >= *time),
             Cut::Through { order } => {
                 assert!(start.position.order() <= order.as_str() && at.position.order() >= order.as_str())
             }
@@ -53,9 +57,9 @@ fn newest<'a>(fits: impl Iterator<Item = &'a SnapshotManifest>) -> Option<(u64, 
     fits.map(|base| (base.epoch, n(&base.streams["rs0"].last))).max()
 }
 
-/// Per base, how far the log leads.
-fn reaches(history: &History) -> Vec<i64> {
-    history.snapshots.iter().map(|base| n(&furthest(history, base, "rs0"))).collect()
+/// Per base, how far the log leads, and until when.
+fn reaches(history: &History) -> Vec<(i64, Timestamp)> {
+    history.snapshots.iter().map(|base| furthest(history, base, "rs0")).map(|end| (n(&end), end.time)).collect()
 }
 
 /// Every possible base: one at each position of a log, and none else.
@@ -106,7 +110,7 @@ proptest! {
             let fits = full(&history).filter(|base| leads_to(&history, base, &target));
             match (plan(&history, &target, None, at(NOW)), newest(fits)) {
                 (Ok(plan), Some(best)) => {
-                    check(&plan, &target);
+                    check(&history, &plan, &target);
                     prop_assert_eq!((plan.base.epoch, n(&plan.base.streams["rs0"].last)), best);
                     prop_assert!(plan.base.namespaces.is_empty());
                 }
@@ -120,7 +124,7 @@ proptest! {
                 match plan(&history, &target, Some(&base.id), at(NOW)) {
                     Ok(plan) => {
                         prop_assert_eq!(&plan.base, base);
-                        check(&plan, &target);
+                        check(&history, &plan, &target);
                         prop_assert!(leads_to(&history, base, &target));
                     }
                     Err(refusal) => prop_assert!(!leads_to(&history, base, &target), "{}", refusal),
@@ -163,7 +167,7 @@ proptest! {
             Ok(plan) => {
                 let end = plan.streams[0].log.last().map_or(&plan.base.streams["rs0"].last, |slice| &slice.name.end);
                 prop_assert_eq!(Some((plan.epoch, n(end))), last);
-                check(&plan, &Target::Latest);
+                check(&history, &plan, &Target::Latest);
             }
             Err(_) => prop_assert_eq!(last, None),
         }
@@ -210,7 +214,9 @@ proptest! {
         let restamp = |p: &Point| point(n(p), truth.seconds[n(p) as usize], p.position.tag().parse().unwrap());
         let mut slices = slices;
         for slice in &mut slices {
+            let later = if slice.name.is_sign_of_life() { number(slice.name.end.time) - number(slice.name.start.time) } else { 0 };
             (slice.name.start, slice.name.end) = (restamp(&slice.name.start), restamp(&slice.name.end));
+            slice.name.end.time = at(number(slice.name.end.time) + later);
         }
         let before = reaches(&everywhere(&truth, slices.clone()));
 
@@ -293,13 +299,13 @@ proptest! {
                 Ok(plan) => {
                     prop_assert!(by_hand);
                     prop_assert_eq!(plan.streams.len(), 2);
-                    check(&plan, &target);
+                    check(&history, &plan, &target);
                 }
                 Err(_) => prop_assert!(!by_hand),
             }
         }
         if let Ok(plan) = plan(&history, &Target::Latest, None, at(NOW)) {
-            check(&plan, &Target::Latest);
+            check(&history, &plan, &Target::Latest);
             let last = timeline.ranges.iter().filter_map(|range| range.to).max();
             prop_assert!(last <= Some(plan.range.map_or(plan.base.restore_time(), |(_, to)| to)));
         }

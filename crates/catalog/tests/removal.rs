@@ -155,7 +155,8 @@ proptest! {
             for slice in left.slices.iter().filter(|slice| number(slice.name.end.time) < bound) {
                 let led_through = left.snapshots.iter().filter(|base| base.epoch == slice.epoch).any(|base| {
                     let (start, end) = (n(&base.streams["rs0"].last), n(&furthest(&left, base, "rs0")));
-                    n(&slice.name.start) < end && start < n(&slice.name.end)
+                    let at = n(&slice.name.end);
+                    n(&slice.name.start) < end && start < at || slice.name.is_sign_of_life() && (start..=end).contains(&at)
                 });
                 prop_assert!(led_through, "{:?} stays for nothing", bounds(slice));
             }

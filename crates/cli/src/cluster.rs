@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hindsight_engine::{Engine, Probe};
 use hindsight_format::ClusterIdentity;
-use hindsight_jobs::{find_cluster, register};
+use hindsight_jobs::{departure, find_cluster, register};
 use hindsight_repository::{ClusterRepository, Repository};
 
 use crate::context::Context;
@@ -36,14 +36,21 @@ pub(crate) async fn engine_of(cluster: &ClusterRepository) -> Result<Arc<dyn Eng
 pub(crate) async fn registered(
     context: &Context,
     repository: &Repository,
-    probe: &Probe,
+    Connected { engine, probe }: &Connected,
 ) -> Result<ClusterRepository, Failure> {
     if let Some(name) = context.cluster() {
         let known = repository.clusters().await?;
-        let other = known.iter().find(|cluster| cluster.identity == probe.identity && cluster.name != name);
-        if let Some(other) = other.filter(|_| !known.iter().any(|cluster| cluster.name == name)) {
-            return Err(Failure::usage(format!("the repository keeps this cluster under the name {:?}", other.name))
+        let is_new = !known.iter().any(|cluster| cluster.name == name);
+        for other in known.iter().filter(|cluster| is_new && cluster.identity == probe.identity) {
+            let stored = repository.cluster(&other.name)?;
+            // A copy of it is another one.
+            if context.unless_stopped(departure(&**engine, &stored)).await?.is_none() {
+                return Err(Failure::usage(format!(
+                    "the repository keeps this cluster under the name {:?}",
+                    other.name
+                ))
                 .hint(format!("use --cluster {}, or leave it out", other.name)));
+            }
         }
     }
     Ok(register(repository, context.cluster(), probe).await?)

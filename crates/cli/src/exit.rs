@@ -160,9 +160,11 @@ impl From<JobError> for Failure {
             JobError::Cancelled(_) => Self { what, hint, exit: Exit::Interrupted },
             JobError::Interrupted { cause, .. } => Self { hint, ..Self::from(*cause) },
             JobError::NothingToResume(Some(_)) => Self { what, hint, exit: Exit::Unknown },
-            JobError::NothingToCancel | JobError::NothingToResume(None) | JobError::Changed => {
-                Self { what, hint, exit: Exit::Refused }
-            }
+            JobError::NothingToCancel
+            | JobError::NothingToResume(None)
+            | JobError::Changed
+            | JobError::NotYetCaptured { .. }
+            | JobError::OtherHistory { .. } => Self { what, hint, exit: Exit::Refused },
             JobError::NoRoomToDelete(error) => Self { hint, ..Self::repository(&error) },
             JobError::WhichCluster { .. } => Self { what, hint, exit: Exit::Usage },
         }

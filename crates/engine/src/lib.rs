@@ -56,6 +56,14 @@ pub trait Engine: Send + Sync {
     /// Who this is and how it is. Refuses what cannot be protected, saying why.
     async fn probe(&self) -> Result<Probe>;
 
+    /// Why this database does not go on from what is stored, as a sentence; none where it does. `stored` are points of one stream
+    /// that whoever goes on has come by, oldest first; the last is the newest. A copy left that history there or before, and so did
+    /// a server that took the place of another that had come further. Where the identity of a database is that of its history,
+    /// there is nothing to ask.
+    async fn departure(&self, _stored: &[Point]) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Takes a snapshot and stores all of it but the manifest, which is returned. How far it came is noted below
     /// [`hindsight_format::CHECKPOINTS`], so that another call can go on with one that was cut off.
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest>;

@@ -168,6 +168,11 @@ impl LogBuffer {
         self.summary.start == self.summary.end
     }
 
+    /// Whether there is no log in it: nothing was read, or only that time has passed.
+    pub fn holds_nothing(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// A copy of what was read, which also stays.
     pub fn copy(&self) -> Self {
         Self {

@@ -20,6 +20,14 @@ pub struct SliceName {
     pub fence: u64,
 }
 
+impl SliceName {
+    /// Whether it holds nothing, and says that the log still ended there at a later time: where a database writes no log while
+    /// nobody works with it, nothing else tells that time has passed.
+    pub fn is_sign_of_life(&self) -> bool {
+        self.start.position == self.end.position
+    }
+}
+
 impl fmt::Display for SliceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}_{}.{:010}{SUFFIX}", self.start.key_text(), self.end.key_text(), self.fence)

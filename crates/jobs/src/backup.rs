@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::journal::{RESULT, job};
+use crate::lineage::require_same;
 use crate::operation::Exclusive;
 use crate::{JobError, Result};
 
@@ -79,6 +80,7 @@ async fn take(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<SnapshotManifest> {
+    require_same(engine, cluster).await?;
     let config = cluster.config().await?.1.backup;
     let throttle = Throttle::new(request.rate_limit.unwrap_or(u64::from(config.rate_limit_mib) << 20));
     let exclusive = Exclusive::take(cluster, OperationKind::Backup, id, cancel).await?;

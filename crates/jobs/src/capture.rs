@@ -157,7 +157,9 @@ impl Capture {
         }
         let substantial = self.buffer.substantial;
         let spanned = self.buffer.summary.end.time.duration_since(self.buffer.summary.start.time);
-        let full = substantial || spanned >= SignedDuration::from_mins(config.oplog_span_min.into());
+        let is_long = spanned >= SignedDuration::from_mins(config.oplog_span_min.into());
+        // What holds nothing becomes no longer by waiting.
+        let full = substantial || (is_long && !self.buffer.holds_nothing());
         // Signs of life stay in the buffer: the next slice holds them too, and replaces this one.
         let piece = if full { self.buffer.take() } else { self.buffer.copy() };
         let replaces = self.idle_tail.take();

@@ -1,9 +1,10 @@
 //! Why a job failed.
 
-use hindsight_catalog::Refusal;
+use hindsight_catalog::{Nearest, Refusal};
 use hindsight_engine::{EngineError, FailureKind};
 use hindsight_format::{CancelRequest, LeaseRecord, format_time};
 use hindsight_repository::Error as RepositoryError;
+use jiff::Timestamp;
 use thiserror::Error;
 
 /// Why a job failed. Each is one line; [`JobError::hint`] says what to do.
@@ -47,6 +48,27 @@ pub enum JobError {
     /// Deleting would make room, and has none to begin.
     #[error("{0}")]
     NoRoomToDelete(RepositoryError),
+    /// The restore point is about to be captured.
+    #[error(
+        "{} cannot be restored yet: what is stored ends at {end}, and the agent on {host} captures what comes after",
+        format_time(*.asked)
+    )]
+    NotYetCaptured {
+        /// The restore point: just before it.
+        asked: Timestamp,
+        /// The end of what is stored.
+        end: Nearest,
+        /// The machine of the agent.
+        host: String,
+    },
+    /// The connected database is one of another history: a copy of the one that is stored, or one that took its place.
+    #[error("{why}: it is not what is stored of {cluster}")]
+    OtherHistory {
+        /// The cluster that is stored.
+        cluster: String,
+        /// What tells the two apart.
+        why: String,
+    },
     /// Which cluster is meant is not clear.
     #[error("{what}")]
     WhichCluster {
@@ -100,6 +122,15 @@ impl JobError {
                 record.ttl_secs
             )),
             Self::WhichCluster { hint, .. } => Some(hint.clone()),
+            Self::NotYetCaptured { .. } => Some(
+                "run it again within a minute or two: once the log has come that far, that very moment is restored; `--time latest` \
+                 restores what is there now"
+                    .to_owned(),
+            ),
+            Self::OtherHistory { cluster, .. } => Some(format!(
+                "if it is a copy, keep it under a name of its own with --cluster NAME; if it took the place of {cluster}, run the agent \
+                 with it (`config --set pitr.enabled=true`, then `agent`), which goes on or begins a new history, and takes a snapshot"
+            )),
             Self::NoRoomToDelete(_) => Some(
                 "deleting needs some KiB itself: make that much room on the disk, such as by removing any file beside the \
                  repository, and run it again"

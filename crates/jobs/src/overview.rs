@@ -42,7 +42,7 @@ impl Overview {
     /// The end of what is stored of the present epoch's log.
     pub fn captured_until(&self) -> Option<&Point> {
         let slices = self.history.slices.iter().filter(|slice| slice.epoch == self.epoch);
-        slices.map(|slice| &slice.name.end).max_by_key(|point| point.position.order())
+        slices.map(|slice| &slice.name.end).max_by_key(|point| (point.position.order(), point.time))
     }
 }
 

@@ -22,8 +22,16 @@ pub async fn find_cluster(
         return Ok(Some(repository.cluster(name)?));
     }
     if let Some(identity) = connected {
-        let found = known.iter().find(|cluster| cluster.identity == *identity);
-        return Ok(found.map(|cluster| repository.cluster(&cluster.name)).transpose()?);
+        let same: Vec<_> =
+            known.iter().filter(|cluster| cluster.identity == *identity).map(|c| c.name.as_str()).collect();
+        return match same.as_slice() {
+            [] => Ok(None),
+            [only] => Ok(Some(repository.cluster(only)?)),
+            several => Err(JobError::WhichCluster {
+                what: format!("the connected cluster may be any of {}, which are copies of one", several.join(", ")),
+                hint: "say which with --cluster NAME".to_owned(),
+            }),
+        };
     }
     match known.as_slice() {
         [] => Ok(None),

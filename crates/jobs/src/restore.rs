@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
-use hindsight_catalog::{Cut, RestorePlan, Target, plan};
+use hindsight_catalog::{Clamped, Cut, Nearest, Refusal, RestorePlan, Target, clamp, plan};
 use hindsight_engine::{
     Destination, Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Restored, Selection, Throttle,
 };
@@ -74,8 +74,10 @@ impl RestoreRequest {
 pub struct Proposal {
     /// The cluster whose history it is.
     pub source: ClusterRepository,
-    /// What was asked for.
+    /// What was asked for; where that was later than all that is stored, the end of it.
     pub request: RestoreRequest,
+    /// The time that was asked for, where what is stored ends before, and that end.
+    pub clamped: Option<(Timestamp, Timestamp)>,
     /// What will be read.
     pub plan: RestorePlan,
     /// What will happen to the target.
@@ -94,7 +96,14 @@ pub struct Proposal {
 impl Proposal {
     /// The restore point in words.
     pub fn restore_point(&self) -> String {
-        restore_point(&self.plan)
+        match self.clamped {
+            Some((asked, end)) => format!(
+                "everything that is stored, through {} (asked for: just before {})",
+                format_time(end),
+                format_time(asked)
+            ),
+            None => restore_point(&self.plan),
+        }
     }
 }
 
@@ -121,16 +130,27 @@ pub async fn propose(
     engine: &dyn Engine,
     repository: &Repository,
     source: &ClusterRepository,
-    request: RestoreRequest,
+    mut request: RestoreRequest,
 ) -> Result<Proposal> {
     engine.accept(&request.destination)?;
-    let history = history(source).await?;
-    warn_of_damage(&history);
-    let plan = plan(&history, &request.target, request.base.as_deref(), Timestamp::now())?;
+    let stored = history(source).await?;
+    warn_of_damage(&stored);
+    let (plan, clamped) = match plan(&stored, &request.target, request.base.as_deref(), Timestamp::now()) {
+        Err(Refusal::AfterEnd { .. }) => match at_the_end(source, &request).await? {
+            Planned::Exactly(plan) => (plan, None),
+            Planned::Clamped(Clamped { asked, end, target, plan }) => {
+                request.target = target;
+                (plan, Some((asked, end)))
+            }
+        },
+        planned => (planned?, None),
+    };
     require_open(source, &plan).await?;
     let preview = engine.prepare_restore(source, &plan, &request.selection, &request.destination).await?;
     let known = repository.clusters().await?;
-    let target = known.iter().find(|cluster| cluster.identity == preview.into);
+    // Of several copies of one, the source itself.
+    let target = known.iter().filter(|cluster| cluster.identity == preview.into);
+    let target = target.max_by_key(|cluster| cluster.name == source.name());
     let target = target.map(|cluster| repository.cluster(&cluster.name)).transpose()?;
     let begins_epoch = target.is_some() && request.selection.is_all();
     let (mut capture, mut captures_afterwards) = (None, false);
@@ -138,7 +158,38 @@ pub async fn propose(
         capture = target.lease_state(CAPTURE_LEASE).await?.filter(|lease| target.lease_is_live(CAPTURE_LEASE, lease));
         captures_afterwards = target.config().await?.1.pitr.enabled;
     }
-    Ok(Proposal { source: source.clone(), request, plan, preview, target, begins_epoch, capture, captures_afterwards })
+    let source = source.clone();
+    Ok(Proposal { source, request, clamped, plan, preview, target, begins_epoch, capture, captures_afterwards })
+}
+
+/// How a restore is planned that may want more than is stored.
+enum Planned {
+    Exactly(RestorePlan),
+    Clamped(Clamped),
+}
+
+/// Plans what seems to be later than all that is stored. Where an agent is about to store it, it is refused: nobody is to get less than
+/// what waiting gives. Where none is, and nothing is known to have come after it, the end of what is stored is what there is.
+async fn at_the_end(source: &ClusterRepository, request: &RestoreRequest) -> Result<Planned> {
+    let capture = source.lease_state(CAPTURE_LEASE).await?;
+    let capture = capture.filter(|lease| source.lease_is_live(CAPTURE_LEASE, lease));
+    // An agent that has just ended may have stored more since: listed only now, it is all there.
+    let (history, now, base) = (history(source).await?, Timestamp::now(), request.base.as_deref());
+    let refusal = match plan(&history, &request.target, base, now) {
+        Ok(plan) => return Ok(Planned::Exactly(plan)),
+        Err(refusal) => refusal,
+    };
+    let clamped = clamp(&history, &refusal, &request.target, base, now);
+    match (clamped, refusal, capture) {
+        (Some(clamped), _, None) => Ok(Planned::Clamped(clamped)),
+        // Of a snapshot that has just been taken the log is about to be stored.
+        (clamped, Refusal::AfterEnd { target: asked, end, captured: None }, Some(lease))
+            if clamped.is_some() || matches!(end, Nearest::Snapshot { .. }) =>
+        {
+            Err(JobError::NotYetCaptured { asked, end, host: lease.holder.host })
+        }
+        (_, refusal, _) => Err(refusal.into()),
+    }
 }
 
 /// Refuses a plan of which a part is sealed to others than whose identity is at hand: recipients may have

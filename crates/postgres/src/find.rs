@@ -58,7 +58,12 @@ pub async fn find(source: &ClusterRepository, history: &History, text: &str) -> 
     let sought = Sought::parse(text).ok_or_else(|| {
         refused(format!("{text:?} is no position, name or transaction"), "such as 16/B374D848, name:X or xid:733")
     })?;
-    let mut slices = history.slices.iter().map(Slice::of).collect::<Result<Vec<_>>>()?;
+    let mut slices = history
+        .slices
+        .iter()
+        .filter(|slice| !slice.name.is_sign_of_life())
+        .map(Slice::of)
+        .collect::<Result<Vec<_>>>()?;
     // Newest first.
     slices.sort_by_key(|slice| std::cmp::Reverse((slice.stored.epoch, slice.end)));
     let log = Log { source, history, slices };

@@ -3,6 +3,7 @@
 //! - [`wire`] speaks the protocol for replication and simple queries, [`Address`] says with whom;
 //! - [`base`] takes base backups, and checks what is stored of them;
 //! - [`wal`] reads the log; [`slot`] and [`follow`] see to it that none of it is lost, [`check`] reads what is stored of it;
+//! - [`lineage`] tells a server from a copy of it;
 //! - [`find`] looks for restore points that are no times; [`restore`] unpacks a base, and gives a server its log up to one;
 //! - [`scratch`] does so for a trial.
 
@@ -16,6 +17,7 @@ pub mod follow;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod grants;
+pub mod lineage;
 mod lsn;
 mod point;
 pub mod restore;
@@ -118,6 +120,10 @@ impl Engine for PostgresEngine {
 
     async fn keep_log(&self, cluster: &ClusterRepository, keep: bool) -> Result<Kept> {
         slot::keep(&self.address()?, cluster, keep).await
+    }
+
+    async fn departure(&self, stored: &[Point]) -> Result<Option<String>> {
+        lineage::departure(&self.address()?, stored).await
     }
 
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {

@@ -48,6 +48,12 @@ pub fn s(start: i64, end: i64) -> StoredSlice {
     slice(p(start), p(end), 1)
 }
 
+/// The log still ended at `point` so many seconds after it.
+pub fn sign(point: Point, later: i64) -> StoredSlice {
+    let end = Point { time: at(number(point.time) + later), ..point.clone() };
+    slice(point, end, 1)
+}
+
 /// A full snapshot that is consistent at `last`.
 pub fn snapshot(id: &str, last: Point) -> SnapshotManifest {
     let first = Point { time: last.time, position: Position::new("0", last.position.tag()).unwrap() };

@@ -69,12 +69,25 @@ pub fn writer(truth: Truth, fence: u64) -> impl Strategy<Value = Vec<StoredSlice
     })
 }
 
-/// Slices that three writers stored, shuffled, some twice, some with a position of another history.
+/// Slices that three writers stored, and signs of life, shuffled, some twice, some with a position of another history.
 pub fn log(truth: Truth) -> impl Strategy<Value = Vec<StoredSlice>> {
+    let signs = prop::collection::vec((0..=LAST, 0_i64..4), 0..4);
+    let signs = signs.prop_map({
+        let truth = truth.clone();
+        move |signs| {
+            let second = |n: i64| truth.seconds[usize::try_from(n).unwrap()];
+            // Until the next one, and behind the last one as long as one likes.
+            let until = |n: i64, later: i64| match n {
+                LAST => later,
+                _ => later.min(second(n + 1) - second(n)),
+            };
+            signs.into_iter().map(|(n, later)| sign(truth.point(n), until(n, later))).collect::<Vec<_>>()
+        }
+    });
     let writers = (writer(truth.clone(), 1), writer(truth.clone(), 2), writer(truth, 3));
     let foreign = prop::option::weighted(0.2, (any::<Index>(), any::<bool>()));
-    (writers, foreign, prop::option::weighted(0.2, any::<Index>()))
-        .prop_map(|((a, b, c), foreign, twice)| {
+    (writers, signs, foreign, prop::option::weighted(0.2, any::<Index>()))
+        .prop_map(|((a, b, c), signs, foreign, twice)| {
             let mut all = [a, b, c].concat();
             if let (Some(index), false) = (twice, all.is_empty()) {
                 all.push(all[index.index(all.len())].clone());
@@ -85,6 +98,7 @@ pub fn log(truth: Truth) -> impl Strategy<Value = Vec<StoredSlice>> {
                 let bound = if at_end { &mut name.end } else { &mut name.start };
                 *bound = point(n(bound), number(bound.time), 99);
             }
+            all.extend(signs);
             all
         })
         .prop_shuffle()
@@ -155,7 +169,7 @@ pub fn reached(history: &History, base: &SnapshotManifest, stream: &str) -> Hash
 }
 
 pub fn furthest(history: &History, base: &SnapshotManifest, stream: &str) -> Point {
-    reached(history, base, stream).into_iter().max_by_key(n).expect("the base itself")
+    reached(history, base, stream).into_iter().max_by_key(|point| (n(point), point.time)).expect("the base itself")
 }
 
 pub fn leads_to(history: &History, base: &SnapshotManifest, target: &Target) -> bool {

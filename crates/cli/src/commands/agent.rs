@@ -68,7 +68,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
 async fn set_up(context: &Context) -> Result<(Arc<dyn Engine>, ClusterRepository), Failure> {
     let connected = connect(context).await?;
     let repository = context.unless_stopped(context.make_repository()).await?;
-    let cluster = registered(context, &repository, &connected.probe).await?;
+    let cluster = registered(context, &repository, &connected).await?;
     context.journal.attach(&cluster, "agent");
     let probe = &connected.probe;
     tracing::info!(

@@ -60,7 +60,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         // What was stored has to be read again.
         repository = context.unlocked(&repository).await?;
     }
-    let cluster = registered(context, &repository, &connected.probe).await?;
+    let cluster = registered(context, &repository, &connected).await?;
 
     context.journal.attach(&cluster, "backup");
     let progress = Progress::default();

@@ -194,7 +194,7 @@ async fn to_change(context: &Context) -> Result<Changing, Failure> {
     let away = match connect(context).await {
         Ok(connected) => {
             let repository = context.unless_stopped(context.make_repository()).await?;
-            let cluster = registered(context, &repository, &connected.probe).await?;
+            let cluster = registered(context, &repository, &connected).await?;
             return Ok(Changing { cluster, engine: connected.engine, connected: true });
         }
         // Without a database, or while it is away.

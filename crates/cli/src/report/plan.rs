@@ -32,6 +32,8 @@ pub(crate) struct Facts<'a> {
     /// Whether the target's capture is switched on.
     pub(crate) captures_afterwards: bool,
     pub(crate) restore_point: String,
+    /// The time that was asked for, where what is stored ends before, and that end.
+    pub(crate) clamped: Option<(Timestamp, Timestamp)>,
     /// The time as it was typed, when it had no zone.
     pub(crate) taken_as_utc: Option<&'a str>,
     /// The name of this program.
@@ -49,6 +51,9 @@ pub(crate) struct PlanReport {
     time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     taken_as_utc: Option<String>,
+    /// What is stored ends before what was asked for: not all of that is restored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clamped: Option<Clamped>,
     /// Where in the log that is.
     #[serde(skip_serializing_if = "Option::is_none")]
     reaches: Option<Reached>,
@@ -73,6 +78,24 @@ pub(crate) struct PlanReport {
     notes: Vec<String>,
     #[serde(skip)]
     within: Option<String>,
+}
+
+/// More was asked for than is stored.
+#[derive(Debug, Serialize)]
+struct Clamped {
+    /// The restore point asked for: just before it.
+    asked_for: String,
+    /// The end of what is stored.
+    ends: String,
+    /// From there to what was asked for.
+    missing_secs: i64,
+}
+
+impl Clamped {
+    fn of((asked, end): (Timestamp, Timestamp)) -> Self {
+        let missing_secs = asked.duration_since(end).as_secs();
+        Self { asked_for: format_time(asked), ends: format_time(end), missing_secs }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -141,6 +164,7 @@ impl PlanReport {
             capture: proposal.capture.as_ref(),
             captures_afterwards: proposal.captures_afterwards,
             restore_point: proposal.restore_point(),
+            clamped: proposal.clamped,
             taken_as_utc,
             program,
         })
@@ -157,7 +181,7 @@ impl PlanReport {
             (Cut::Through { .. }, _) => plan.range.map(|(_, to)| to),
             (Cut::AtSnapshotEnd, _) => None,
         };
-        let of_position = time.filter(|_| matches!(plan.cut, Cut::Through { .. }));
+        let of_position = time.filter(|_| matches!(plan.cut, Cut::Through { .. }) && facts.clamped.is_none());
         let restore_point = match of_position {
             Some(time) => format!("{} ({})", facts.restore_point, format_time(time)),
             None => facts.restore_point.clone(),
@@ -168,6 +192,7 @@ impl PlanReport {
             restore_point,
             time: time.map(format_time),
             taken_as_utc: facts.taken_as_utc.map(str::to_owned),
+            clamped: facts.clamped.map(Clamped::of),
             reaches: preview.reaches.clone(),
             range: plan.range.map(|(from, to)| [from, to].map(format_time)),
             within: plan.range.map(|(from, to)| within(from, to, time)),
@@ -199,7 +224,12 @@ impl PlanReport {
             renamed: request.selection.renaming().map(|r| format!("{} as {}", r.from, r.to)),
             replaced,
             dropped,
-            notes: preview.notes.iter().cloned().chain(notes(facts)).chain(unchecked(request)).collect(),
+            notes: beyond(facts)
+                .into_iter()
+                .chain(preview.notes.iter().cloned())
+                .chain(notes(facts))
+                .chain(unchecked(request))
+                .collect(),
         }
     }
 
@@ -241,6 +271,18 @@ fn reaches(reached: &Reached) -> String {
     text
 }
 
+/// What is missing where more was asked for than is stored.
+fn beyond(facts: &Facts<'_>) -> Option<String> {
+    let (_, end) = facts.clamped?;
+    Some(format!(
+        "no agent captures {}: what was committed after {}, if anything was, is not in the repository; where the database still runs and \
+         has its log from there on, start `{} agent` and run this again, for the very moment that was asked for",
+        facts.source,
+        format_time(end),
+        facts.program
+    ))
+}
+
 /// What happens to the capture.
 fn notes(facts: &Facts<'_>) -> Vec<String> {
     let program = facts.program;
@@ -263,8 +305,12 @@ fn notes(facts: &Facts<'_>) -> Vec<String> {
         ),
         (None, false) if facts.target.is_some() => format!("PITR is off; {}", by_hand(program)),
         (None, false) => {
+            let own = match facts.request.destination {
+                Destination::Connected => "",
+                Destination::Directory(_) => " under a name of its own, with --cluster",
+            };
             format!(
-                "the repository does not keep the target; to protect it afterwards, take a `{program} backup` of it"
+                "the repository does not keep the target; to protect it afterwards, take a `{program} backup` of it{own}"
             )
         }
     };
@@ -319,6 +365,13 @@ impl Report for PlanReport {
         ];
         if let Some(typed) = &self.taken_as_utc {
             lines.push(("", format!("{typed} is taken as UTC")));
+        }
+        if let Some(Clamped { missing_secs, .. }) = &self.clamped {
+            let missing = text::span(*missing_secs);
+            lines.push((
+                "Clamped",
+                format!("what is stored ends {missing} before the time asked for: what came after is not restored"),
+            ));
         }
         if let Some(reached) = &self.reaches {
             lines.push(("Reaches", reaches(reached)));

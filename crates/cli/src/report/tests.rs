@@ -224,6 +224,7 @@ fn planned(selection: Selection, preview: &Preview, change: impl FnOnce(&mut Fac
         capture: Some(&lease),
         captures_afterwards: true,
         restore_point: "just before 2021-02-07T02:59:59Z".to_owned(),
+        clamped: None,
         taken_as_utc: Some("2021-02-07T02:59:59"),
         program: "hindsight",
     };
@@ -285,6 +286,7 @@ fn the_plan_of_a_restore_into_a_directory() {
         capture: None,
         captures_afterwards: false,
         restore_point: "just before 2021-02-07T02:59:59Z".to_owned(),
+        clamped: None,
         taken_as_utc: None,
         program: "hindsight",
     });

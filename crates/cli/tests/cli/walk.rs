@@ -134,6 +134,9 @@ async fn what_goes_wrong_has_its_exit_code_and_changes_nothing() {
     cli.ok("config --set pitr.enabled=false");
     agent.end("TERM").ends(0, "");
 
+    // After all that is stored, where nobody captures any more.
+    let later = format_time(next_second(&client).await);
+    cli.run(&format!("restore --time {later} --dry-run")).ends(0, &format!("(asked for: just before {later})"));
     let before = ClusterState::read(&client).await.unwrap();
     let time = format_time(target);
     let restore = format!("restore --time {time}");

@@ -123,7 +123,7 @@ async fn read(mut reader: Follower, mut writer: Writer, mut until: watch::Receiv
 
 impl Writer {
     async fn store(&mut self, buffer: &mut LogBuffer) -> Result<()> {
-        if buffer.is_empty() {
+        if buffer.holds_nothing() {
             return Ok(());
         }
         let piece = buffer.take();

@@ -24,6 +24,8 @@ pub(super) struct Beginning {
     pub(super) later: Bytes,
     /// The server's clock when it had sent that.
     pub(super) clock: Timestamp,
+    /// That was all that the server had.
+    pub(super) all: bool,
     /// The server has nothing more on this timeline.
     pub(super) ended: bool,
 }
@@ -74,6 +76,7 @@ impl Beginning {
             bytes: Vec::new(),
             later: Bytes::new(),
             clock: Timestamp::UNIX_EPOCH,
+            all: false,
             ended: false,
         })
     }
@@ -87,6 +90,7 @@ impl Beginning {
                     let what = format!("the log goes on at {} where {position} was to come", data.start);
                     return Err(Failure::Other(odd(what)));
                 }
+                self.all = data.start.0.saturating_add(data.bytes.len() as u64) >= data.end.0;
                 let room = usize::try_from(until.since(position).unwrap_or(0)).unwrap_or(usize::MAX);
                 self.later = data.bytes.split_off(room.min(data.bytes.len()));
                 self.clock = data.sent_at;

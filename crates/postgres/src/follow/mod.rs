@@ -10,9 +10,9 @@
 //!
 //! Times are those that records carry, as far as they went up. A server that writes is asked for its clock every other second:
 //! once everything it had was received, nothing that was committed some seconds before is missing, and the end of what is
-//! delivered may be as late as that. (Where a disk stalls for longer, it can be: so restores to a time read on behind it.) It is moved only together with some log, as what is stored has to lead from one position to
-//! another. A server that nobody works with still writes a checkpoint after the last work, within `checkpoint_timeout`, and
-//! then nothing: from that checkpoint on the end goes with the clock, before it stays with the last work.
+//! delivered may be as late as that. (Where a disk stalls for longer, it can be: so restores to a time read on behind it.) A server
+//! that nobody works with writes a checkpoint after the last work, and then nothing: what is delivered then has no bytes, but an
+//! end that is later than its start.
 
 mod begin;
 mod open;
@@ -131,7 +131,7 @@ impl Follower {
     /// At this time by the server's clock it had nothing that was not received.
     fn nothing_is_missing_at(&mut self, clock: Timestamp, buffer: &mut LogBuffer) -> Result<()> {
         let summary = &mut buffer.summary;
-        if !self.pending.is_empty() || summary.start.position == summary.end.position {
+        if !self.pending.is_empty() {
             return Ok(());
         }
         self.time = self.time.max(clock.checked_sub(self.margin).unwrap_or(clock));
@@ -166,10 +166,13 @@ impl Follower {
     async fn again(&mut self) -> Result<()> {
         let mut connection = Connection::connect(&self.address, Replication::Physical).await?;
         let (received, timeline) = (self.reader.position(), self.expect.timeline);
-        let primary = !connection.in_recovery().await?;
+        let system = connection.identify_system().await?;
+        let primary = !connection.in_recovery().await? && system.timeline == timeline;
+        let all = system.flushed <= received;
         let stream = connection.start_replication(self.slot.as_deref(), received, timeline).await?;
         let (slot, stored) = (self.slot.clone(), self.stored.subscribe());
-        self.pieces = Pump { stream, slot, received, primary, patience: Some(PATIENCE), silent: false, stored }.start();
+        let pump = Pump { stream, slot, received, all, primary, patience: Some(PATIENCE), silent: false, stored };
+        self.pieces = pump.start();
         Ok(())
     }
 }

@@ -206,7 +206,10 @@ impl Site {
         from: Lsn,
         timeline: TimelineId,
     ) -> std::result::Result<Beginning, Failure> {
-        Beginning::at(connection, slot, from, Expect { timeline, ..self.expect }).await
+        let mut begun = Beginning::at(connection, slot, from, Expect { timeline, ..self.expect }).await?;
+        // Where there is nothing to send, its first answer is awaited all the same: what came meanwhile is sent before the next one.
+        begun.all = from >= self.system.flushed;
+        Ok(begun)
     }
 
     /// Reads on to `at`, and the first of what there is after it.
@@ -334,7 +337,9 @@ impl Site {
             stream: begun.stream,
             slot: self.slot.clone(),
             received: begun.reader.position(),
-            primary: self.primary,
+            all: begun.all && begun.later.is_empty(),
+            // What there is on the timelines after this one its clock knows nothing of.
+            primary: self.primary && begun.timeline == self.system.timeline,
             patience: self.patience,
             silent: self.silent,
             stored: stored.subscribe(),
@@ -384,7 +389,8 @@ async fn stored_end(cluster: &ClusterRepository, after: &Point, expect: Expect) 
     let begins_segment = at.0.is_multiple_of(expect.segment_size.bytes().into());
     let epoch = cluster.current_epoch().await?;
     let mut slices = cluster.slices_from(STREAM, epoch, None).await?;
-    slices.retain(|slice| slice.name.end.position == after.position && cluster.can_read(slice));
+    slices.retain(|slice| slice.name.end.position == after.position && !slice.name.is_sign_of_life());
+    slices.retain(|slice| cluster.can_read(slice));
     let Some(slice) = slices.last() else { return Ok(None) };
     let read = async {
         let reader = cluster.slice_reader(slice).await?;

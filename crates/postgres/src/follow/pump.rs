@@ -39,7 +39,10 @@ pub(super) struct Pump {
     pub(super) slot: Option<String>,
     /// Up to here it was received.
     pub(super) received: Lsn,
-    /// Whether the server is one that writes: what another one has not yet received is not told by its clock.
+    /// Whether that was all that the server had.
+    pub(super) all: bool,
+    /// Whether the server is one that writes, and on this timeline: what another one has not yet received, or what comes on the next
+    /// timeline, is not told by its clock.
     pub(super) primary: bool,
     /// How long it is kept while nobody reads it; none for as long as it lasts.
     pub(super) patience: Option<Duration>,
@@ -66,8 +69,6 @@ impl Pump {
         let mut ticks = interval(STATUS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut place, mut since) = (None, Instant::now());
-        // Whether the server had sent all that it had.
-        let mut all = false;
         loop {
             let event = tokio::select! {
                 free = sender.reserve(), if place.is_none() => match free {
@@ -97,8 +98,8 @@ impl Pump {
             let piece = match event {
                 WalEvent::Data(data) => {
                     self.received = Lsn(data.start.0.saturating_add(data.bytes.len() as u64));
-                    all = self.received >= data.end;
-                    let clock = Some(data.sent_at).filter(|_| self.primary && all);
+                    self.all = self.received >= data.end;
+                    let clock = Some(data.sent_at).filter(|_| self.primary && self.all);
                     Piece::Log { start: data.start, bytes: data.bytes, clock }
                 }
                 WalEvent::Keepalive(alive) => {
@@ -106,14 +107,13 @@ impl Pump {
                         self.let_go().await?;
                     }
                     // Its end is what was sent, not what there is: who was not done with sending says nothing by its clock.
-                    if !self.primary || !all || alive.end > self.received {
+                    if !self.primary || !self.all || alive.end > self.received {
                         continue;
                     }
                     Piece::Quiet(alive.sent_at)
                 }
                 WalEvent::TimelineEnd(end) => {
                     self = self.switch(end).await?;
-                    all = false;
                     Piece::Switch(end)
                 }
             };
@@ -142,9 +142,9 @@ impl Pump {
     /// Goes on with the next timeline.
     async fn switch(self, end: TimelineEnd) -> Result<Self> {
         let mut connection = self.stream.finish().await?;
-        let primary = !connection.in_recovery().await?;
+        let primary = !connection.in_recovery().await? && connection.identify_system().await?.timeline == end.next;
         let stream = connection.start_replication(self.slot.as_deref(), end.start, end.next).await?;
-        Ok(Self { stream, received: end.start, primary, ..self })
+        Ok(Self { stream, received: end.start, all: false, primary, ..self })
     }
 
     /// Says how far we came, and goodbye. The slot is free then.
@@ -202,7 +202,16 @@ mod tests {
         let (stream, server) = streaming(&all).await;
         let stored = watch::Sender::new(Lsn(1));
         let (silent, stored_at) = (patience.is_none(), stored.subscribe());
-        let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, patience, silent, stored: stored_at };
+        let pump = Pump {
+            stream,
+            slot: None,
+            received: Lsn(1),
+            all: false,
+            primary: true,
+            patience,
+            silent,
+            stored: stored_at,
+        };
         (pump.start(), stored, server)
     }
 

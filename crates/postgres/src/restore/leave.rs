@@ -199,7 +199,8 @@ pub(super) fn next(programs: &Programs, place: &Place, start: &Start, facts: &Fa
         ));
     }
     next.push(
-        "it is not protected yet: back it up into a repository of its own, as it has the identity of its source"
+        "it is not protected yet, and has the identity of its source: keep it under a name of its own with `backup --cluster NAME`, \
+         or run the agent with it where it takes the place of its source"
             .to_owned(),
     );
     next
