@@ -130,7 +130,8 @@ pub async fn propose(
     require_open(source, &plan).await?;
     let preview = engine.prepare_restore(source, &plan, &request.selection, &request.destination).await?;
     let known = repository.clusters().await?;
-    let target = known.iter().find(|cluster| cluster.identity == preview.into);
+    let same = known.iter().filter(|cluster| cluster.identity == preview.into);
+    let target = same.max_by_key(|cluster| cluster.name == source.name());
     let target = target.map(|cluster| repository.cluster(&cluster.name)).transpose()?;
     let begins_epoch = target.is_some() && request.selection.is_all();
     let (mut capture, mut captures_afterwards) = (None, false);
@@ -202,11 +203,20 @@ impl Gate for Recorder {
             record.touched = true;
             record.new_epoch = epoch;
         });
-        match changed.await {
-            Ok(_) => Ok(()),
-            Err(JobError::Repository(error)) => Err(error.into()),
-            Err(other) => Err(EngineError::new(hindsight_engine::FailureKind::Local, other.to_string())),
-        }
+        to_engine(changed.await)
+    }
+
+    /// The epoch has begun and stays, and the capture goes on in it: nothing is half restored.
+    async fn undone(&self) -> hindsight_engine::Result<()> {
+        to_engine(self.change(|record| record.touched = false).await)
+    }
+}
+
+fn to_engine<T>(done: Result<T>) -> hindsight_engine::Result<()> {
+    match done {
+        Ok(_) => Ok(()),
+        Err(JobError::Repository(error)) => Err(error.into()),
+        Err(other) => Err(EngineError::new(hindsight_engine::FailureKind::Local, other.to_string())),
     }
 }
 
