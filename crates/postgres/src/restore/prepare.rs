@@ -45,7 +45,9 @@ pub(super) fn directory(destination: &Destination) -> Result<&Directory> {
             FailureKind::Unsupported,
             "PostgreSQL is restored into a new directory, not into a server that runs",
         )
-        .hint("name a directory on this machine with --target-dir, and leave --uri out")),
+        .hint(
+            "name a directory on this machine with --target-dir, and leave --uri out; --in-place takes that of the stopped server",
+        )),
     }
 }
 

@@ -413,3 +413,58 @@ fn with_ending(path: &Path, ending: &str) -> PathBuf {
     name.push(ending);
     PathBuf::from(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_what_was_kept_from_what_is_called_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        for name in [
+            "data.before-20260102T000000Z",
+            "data.before-20260101T000000Z",
+            "data.before-then",
+            "data2.before-20260101T000000Z",
+        ] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let names: Vec<_> = befores(&data).iter().filter_map(|path| stamp_of(path)).collect();
+        assert_eq!(names, ["20260101T000000Z", "20260102T000000Z"]);
+        let told = gone(&data);
+        assert!(told.hint.unwrap().contains("data.before-20260102T000000Z"));
+        // A link that leads nowhere leads to what is gone.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("data", &link).unwrap();
+        assert!(gone(&link).what.contains("had moved it to"));
+        assert!(gone(&folder.path().join("other")).what.ends_with("does not exist"));
+    }
+
+    #[test]
+    fn what_cannot_be_renamed_is_told() {
+        let told = require_movable(Path::new("/proc")).unwrap_err();
+        assert!(told.what.contains("mounted") && told.hint.unwrap().contains("/proc/restored"));
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        fs::create_dir(&data).unwrap();
+        require_movable(&data).unwrap();
+        if !Owner::us().is_root() {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o500)).unwrap();
+            assert!(require_movable(&data).unwrap_err().what.contains("cannot be written to"));
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        }
+    }
+
+    #[test]
+    fn only_what_is_its_owners_is_to_be_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, beside) = (folder.path().join("data"), folder.path().join("data.restoring"));
+        fs::create_dir_all(beside.join(PRIVATE)).unwrap();
+        let space = folder.path().join("fast.restored-20260101T000000Z");
+        fs::create_dir(&space).unwrap();
+        let listed = format!("/etc\n/usr\n{}\n/none\n", space.display());
+        fs::write(beside.join(PRIVATE).join(SPACES), listed).unwrap();
+        assert_eq!(remove(&data, &beside), format!("rm -r {} {}", beside.display(), space.display()));
+    }
+}

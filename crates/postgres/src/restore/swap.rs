@@ -87,8 +87,10 @@ impl Failed {
         let Self { error, put_back } = self;
         let (directory, kept) = (present.directory(), present.kept());
         let Err(why) = put_back else {
-            gate.undone().await?;
-            return Err(unchanged(error, present));
+            let error = unchanged(error, present);
+            let Err(untold) = gate.undone().await else { return Err(error) };
+            let hint = error.hint.clone().unwrap_or_default();
+            return Err(error.hint(format!("{hint}; that it is as it was could not be noted: {untold}")));
         };
         let what = format!("{error}; and {} could not be put back: {why}", kept.display());
         Err(EngineError::new(error.kind, what).hint(format!(

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use hindsight_catalog::{History as Stock, Target, plan};
@@ -26,7 +27,7 @@ const INSERT: &str = "INSERT INTO event SELECT FROM generate_series(1, 100)";
 
 /// A cluster that was captured with 200 rows, and stands still with 300.
 struct Scene {
-    server: Postgres,
+    server: Arc<Postgres>,
     stored: Stored,
 }
 
@@ -47,7 +48,7 @@ impl Scene {
         server.sql(INSERT).await.unwrap();
         server.sql("ALTER SYSTEM SET work_mem = '7MB'").await.unwrap();
         server.stop().await.unwrap();
-        Self { server, stored }
+        Self { server: Arc::new(server), stored }
     }
 
     fn data(&self) -> PathBuf {
@@ -70,6 +71,17 @@ impl Scene {
         let plan = plan(&self.stored.history().await, &Target::Latest, None, Timestamp::now()).unwrap();
         let destination = Destination::Directory(directory.clone());
         restore::prepare(&self.stored.cluster, &plan, &Selection::default(), &destination).await.unwrap_err()
+    }
+
+    /// Starts a restore in place, in a process of its own.
+    fn restores_to_be_killed(&self, stage: &str) -> Child {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "in_place::is_killed", "--nocapture"])
+            .env(KILLED, format!("{}|{}|{stage}", self.stored.folder.path().display(), self.data().display()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     /// Starts the cluster as it was started first, and counts its rows.
@@ -171,18 +183,28 @@ async fn the_cluster_goes_on_as_what_it_was_and_what_it_had_become_is_kept() {
     fs::rename(&data, &kept).unwrap();
     fs::rename(&other, &data).unwrap();
 
-    // Once more: nothing that was kept is in the way, and names do not grow.
-    let (again, done) = scene.restore(&scene.directory(), Arc::new(Crossed::default())).await.unwrap();
+    // Once more, with a configuration that lies elsewhere, as on Debian: nothing that was kept is in the way, and names do not
+    // grow.
+    let etc = server.new_folder("etc").unwrap();
+    let configuration = etc.join("postgresql.conf");
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        fs::rename(data.join(name), etc.join(name)).unwrap();
+    }
+    let text = fs::read_to_string(&configuration).unwrap();
+    fs::write(&configuration, format!("{text}\nhba_file = '{}'\n", etc.join("pg_hba.conf").display())).unwrap();
+    let opts = fs::read_to_string(data.join("postmaster.opts")).unwrap();
+    let opts = format!("{} \"-c\" \"config_file={}\"\n", opts.trim_end(), configuration.display());
+    fs::write(data.join("postmaster.opts"), opts).unwrap();
+    let (again, _) = scene.restore(&directory, Arc::new(Crossed::default())).await.unwrap();
     assert!(again.notes.iter().any(|note| note.contains(&kept.display().to_string())), "{:?}", again.notes);
-    assert!(done.next.iter().any(|next| next.contains("-o ") && next.contains("port=")), "{:?}", done.next);
+    assert_eq!(server.sql("SHOW config_file").await.unwrap(), configuration.display().to_string());
+    assert_eq!(server.sql("SELECT count(*) FROM event").await.unwrap(), "200");
     assert_eq!(scene.space().as_os_str().len(), now.as_os_str().len());
-    assert_eq!(scene.rows().await, "200");
     // Neither of the timelines that it has been on is begun again, though the repository knows the first one alone.
-    scene.server.restart().await.unwrap();
-    assert_eq!(scene.server.sql("SELECT timeline_id FROM pg_control_checkpoint()").await.unwrap(), "3");
+    assert_eq!(server.sql("SELECT timeline_id FROM pg_control_checkpoint()").await.unwrap(), "3");
     let kept = [kept, again.kept.unwrap()];
     sh(&format!("rm -r {} {} '{}'", kept[0].display(), kept[1].display(), space.display()));
-    assert_eq!(scene.server.sql(INSERT).await.unwrap(), "");
+    assert_eq!(server.sql(INSERT).await.unwrap(), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,12 +275,14 @@ async fn what_cannot_be_replaced_is_told_before_anything_is_touched() {
 }
 
 /// What a gate does to the restore that crosses it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Blow {
     /// The old directory cannot be moved.
     Block,
     /// What was restored is gone.
     Remove(PathBuf),
+    /// A server is started in the old directory, after that was looked at.
+    Start(Arc<Postgres>),
     /// The restore is killed.
     Kill,
 }
@@ -276,6 +300,7 @@ impl Gate for Harmful {
         match &self.blow {
             Blow::Block => fs::create_dir_all(self.kept.join("x")).unwrap(),
             Blow::Remove(beside) => fs::rename(beside, with_ending(beside, ".gone")).unwrap(),
+            Blow::Start(server) => server.restart().await.unwrap(),
             Blow::Kill => kill_process(Pid::from_raw(std::process::id() as i32).unwrap(), Signal::KILL).unwrap(),
         }
         Ok(())
@@ -291,7 +316,6 @@ impl Gate for Harmful {
 async fn a_swap_that_fails_is_undone() {
     let scene = Scene::new(source()).await;
     let (data, beside) = (scene.data(), scene.beside());
-    let before = files(&data);
     let plan = plan(&scene.stored.history().await, &Target::Latest, None, Timestamp::now()).unwrap();
     let fails = async |blow: Blow| {
         let (all, destination) = (Selection::default(), Destination::Directory(scene.directory()));
@@ -303,12 +327,19 @@ async fn a_swap_that_fails_is_undone() {
         let run = restore::run_asking(&job, &plan, &all, &destination, &preview, &options, command);
         let error = run.await.unwrap_err();
         assert_eq!(gate.undone.load(Ordering::SeqCst), 1, "{error:?}");
-        assert_eq!(files(&data), before, "{error:?}");
         (error, kept)
     };
+    // Somebody does not know of the restore. Their server has not noticed.
+    let (error, kept) = fails(Blow::Start(Arc::clone(&scene.server))).await;
+    assert!(error.what.contains("is in use by a server") && !kept.exists(), "{}", error.what);
+    scene.server.sql("CHECKPOINT").await.unwrap();
+    assert_eq!(scene.rows().await, "300");
+    sh(&remedy(&error));
+    let before = files(&data);
     // The first of the two names cannot be changed.
     let (error, kept) = fails(Blow::Block).await;
     assert!(error.what.contains("cannot become"), "{}", error.what);
+    assert_eq!(files(&data), before);
     assert!(remedy(&error).starts_with(&format!("rm -r {}", beside.display())), "{error:?}");
     sh(&remedy(&error));
     fs::remove_dir_all(kept).unwrap();
@@ -318,6 +349,7 @@ async fn a_swap_that_fails_is_undone() {
     // The second.
     let (error, kept) = fails(Blow::Remove(beside.clone())).await;
     assert!(error.what.contains("cannot become") && !kept.exists(), "{}", error.what);
+    assert_eq!(files(&data), before);
     let gone = with_ending(&beside, ".gone");
     fs::rename(&gone, &beside).unwrap();
     let error = scene.refused(&scene.directory()).await;
@@ -334,13 +366,15 @@ async fn a_swap_that_fails_is_undone() {
     sh(&remedy(&error));
     drop(taken);
     assert_eq!(scene.rows().await, "300");
-    scene.restore(&scene.directory(), Arc::new(Crossed::default())).await.unwrap();
+    let (_, done) = scene.restore(&scene.directory(), Arc::new(Crossed::default())).await.unwrap();
+    assert!(done.next.iter().any(|next| next.contains("-o ") && next.contains("port=")), "{:?}", done.next);
     assert_eq!(scene.rows().await, "200");
 }
 
 const KILLED: &str = "HINDSIGHT_TEST_IN_PLACE";
 
-/// Restores in place what the environment says, for a process that is killed: while it recovers, or by itself at the gate.
+/// Restores in place what the environment says, for a process that is killed: while it recovers, by itself at the gate, or at
+/// any time.
 #[tokio::test(flavor = "multi_thread")]
 async fn is_killed() {
     let Ok(said) = std::env::var(KILLED) else { return };
@@ -351,14 +385,17 @@ async fn is_killed() {
     let (snapshots, slices) = (cluster.snapshots().await.unwrap(), cluster.slices().await.unwrap());
     let history = Stock { snapshots, slices, ..Stock::default() };
     let plan = plan(&history, &Target::Latest, None, Timestamp::now()).unwrap();
-    let directory = Directory { in_place: true, ..Directory::new(*place) };
+    let directory = Directory { in_place: true, start: false, ..Directory::new(*place) };
     let (all, destination) = (Selection::default(), Destination::Directory(directory));
     let preview = restore::prepare(&cluster, &plan, &all, &destination).await.unwrap();
     let kept = preview.kept.clone().unwrap();
-    let gate = Arc::new(Harmful { blow: Blow::Kill, kept, undone: AtomicU64::new(0) });
+    let gate: Arc<dyn Gate> = match *stage {
+        "any" => Arc::new(Crossed::default()),
+        _ => Arc::new(Harmful { blow: Blow::Kill, kept, undone: AtomicU64::new(0) }),
+    };
     let (job, options) = (job(&cluster), options(gate));
     let command = match *stage {
-        "gate" => super::command(),
+        "gate" | "any" => super::command(),
         _ => "while [ -d hindsight.restore ]; do sleep 0.1; done; exit 255".to_owned(),
     };
     restore::run_asking(&job, &plan, &all, &destination, &preview, &options, command).await.unwrap();
@@ -369,16 +406,8 @@ async fn whenever_it_is_killed_the_old_directory_is_whole_and_the_next_attempt_s
     let scene = Scene::new(source()).await;
     let (data, beside) = (scene.data(), scene.beside());
     let before = files(&data);
-    let starts = |stage: &str| {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "in_place::is_killed", "--nocapture"])
-            .env(KILLED, format!("{}|{}|{stage}", scene.stored.folder.path().display(), data.display()))
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    };
     // While a server recovers beside it.
-    let mut child = starts("recovery");
+    let mut child = scene.restores_to_be_killed("recovery");
     let log = beside.join("hindsight.restore/log");
     until("the server recovers", || {
         assert!(child.try_wait().unwrap().is_none(), "it has ended by itself");
@@ -399,7 +428,7 @@ async fn whenever_it_is_killed_the_old_directory_is_whole_and_the_next_attempt_s
 
     // When all is ready, right before the first name is changed.
     let before = files(&data);
-    let mut child = starts("gate");
+    let mut child = scene.restores_to_be_killed("gate");
     assert!(!child.wait().unwrap().success());
     assert_eq!(files(&data), before);
     assert_eq!(scene.rows().await, "300");
@@ -420,4 +449,46 @@ async fn whenever_it_is_killed_the_old_directory_is_whole_and_the_next_attempt_s
     // After what it says there is nothing in the way.
     scene.restore(&scene.directory(), Arc::new(Crossed::default())).await.unwrap();
     assert_eq!(scene.rows().await, "200");
+}
+
+/// Short by default; `IN_PLACE_KILLS` says how often. Wherever it is killed, one command leads back to a cluster that is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_time_it_leaves_a_cluster_that_is_whole() {
+    let scene = Scene::new(source()).await;
+    let data = scene.data();
+    let kills: u32 = std::env::var("IN_PLACE_KILLS").map_or(2, |kills| kills.parse().unwrap());
+    // How long it takes, of one that is left alone.
+    let begun = Instant::now();
+    assert!(scene.restores_to_be_killed("any").wait().unwrap().success());
+    let takes = begun.elapsed();
+    let mut seen = BTreeMap::new();
+    for kill in 0..=kills {
+        if kill > 0 {
+            let mut child = scene.restores_to_be_killed("any");
+            // The later part of it is the one that matters.
+            tokio::time::sleep(takes.mul_f64(1.1 - 0.8 * f64::from(kill - 1) / f64::from(kills))).await;
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let own = scene.beside().join("postmaster.pid");
+        let pid = || fs::read_to_string(&own).ok().and_then(|text| Pid::from_raw(text.lines().next()?.parse().ok()?));
+        until("the server ends", || pid().is_none_or(|pid| test_kill_process(pid).is_err())).await;
+        let plan = plan(&scene.stored.history().await, &Target::Latest, None, Timestamp::now()).unwrap();
+        let destination = Destination::Directory(scene.directory());
+        let prepared = restore::prepare(&scene.stored.cluster, &plan, &Selection::default(), &destination).await;
+        let told = prepared.err().map_or("nothing is left".to_owned(), |error| {
+            sh(&remedy(&error));
+            error.what.split(": ").last().unwrap().to_owned()
+        });
+        let mut names = fs::read_dir(data.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path());
+        let kept = names.find(|path| path.display().to_string().contains(".before-"));
+        assert_eq!(scene.rows().await, if kept.is_some() { "200" } else { "300" }, "{told}");
+        // As it was, for the next one.
+        if let Some(kept) = &kept {
+            sh(&format!("rm -r {0} && mv {1} {0}", data.display(), kept.display()));
+            assert_eq!(scene.rows().await, "300");
+        }
+        *seen.entry((told, kept.is_some())).or_insert(0) += 1;
+    }
+    println!("{kills} kills of a restore of {takes:?}: {seen:?}");
 }
