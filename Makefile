@@ -41,6 +41,8 @@ crash: ## programs and servers killed and frozen at random moments, hundreds of 
 	@scripts/setup.sh
 	CRASH_SEEDS=$${CRASH_SEEDS:-1,2,3} CRASH_RUNS=$${CRASH_RUNS:-100} \
 		cargo test --release -p hindsight --test cli crash -- --nocapture
+	IN_PLACE_KILLS=$${IN_PLACE_KILLS:-60} \
+		cargo test --release -p hindsight-postgres --test restore killed_at_any_time -- --nocapture
 
 faults: ## every call of the repository goes wrong, one at a time, in each kind of job (about half an hour)
 	@scripts/setup.sh

@@ -11,11 +11,13 @@ pub enum Destination {
     Directory(Directory),
 }
 
-/// A directory of this machine, in which a new cluster begins.
+/// A directory of this machine: a new cluster begins in it, or takes the place of the one that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory {
     /// The directory.
     pub path: PathBuf,
+    /// Whether what is restored takes the place of a cluster that stands still there, and is kept aside.
+    pub in_place: bool,
     /// Whether a server is left running in it.
     pub start: bool,
     /// The port of that server; none for the one that its configuration names.
@@ -27,8 +29,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// A directory in which a server is left running, as it is configured.
+    /// A new directory in which a server is left running, as it is configured.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), start: true, port: None, program: None, mapped: Vec::new() }
+        Self { path: path.into(), in_place: false, start: true, port: None, program: None, mapped: Vec::new() }
     }
 }

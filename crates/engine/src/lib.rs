@@ -249,6 +249,11 @@ pub trait Gate: Send + Sync {
     /// Called once, when everything that can be read and checked beforehand was; the target is
     /// changed only after this has returned.
     async fn cross(&self) -> Result<()>;
+
+    /// Called after that when the target is again what it was before, untouched: the restore has failed, but did no harm.
+    async fn undone(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// How to restore, where the user has a say.

@@ -1,5 +1,7 @@
 //! What is restored, and what that will do to the target.
 
+use std::path::PathBuf;
+
 use hindsight_format::{ClusterIdentity, Point, RestoreTotals};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -135,6 +137,8 @@ pub struct Preview {
     pub into_version: String,
     /// Whether the restored history is its own.
     pub in_place: bool,
+    /// Where what is there now is kept afterwards, where it is.
+    pub kept: Option<PathBuf>,
     /// Namespaces of the target that go: replaced by what they were, or dropped because they did
     /// not exist at the restore point. Which of the two is known for sure once the log was read.
     pub existing: Vec<NamespaceChange>,

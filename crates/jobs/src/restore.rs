@@ -253,11 +253,20 @@ impl Gate for Recorder {
             record.touched = true;
             record.new_epoch = epoch;
         });
-        match changed.await {
-            Ok(_) => Ok(()),
-            Err(JobError::Repository(error)) => Err(error.into()),
-            Err(other) => Err(EngineError::new(hindsight_engine::FailureKind::Local, other.to_string())),
-        }
+        to_engine(changed.await)
+    }
+
+    /// The epoch has begun and stays, and the capture goes on in it: nothing is half restored.
+    async fn undone(&self) -> hindsight_engine::Result<()> {
+        to_engine(self.change(|record| record.touched = false).await)
+    }
+}
+
+fn to_engine<T>(done: Result<T>) -> hindsight_engine::Result<()> {
+    match done {
+        Ok(_) => Ok(()),
+        Err(JobError::Repository(error)) => Err(error.into()),
+        Err(other) => Err(EngineError::new(hindsight_engine::FailureKind::Local, other.to_string())),
     }
 }
 

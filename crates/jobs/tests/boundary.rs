@@ -243,6 +243,7 @@ impl Engine for Counting {
             into_hosts: path.display().to_string(),
             into_version: "1".into(),
             in_place: false,
+            kept: None,
             existing: Vec::new(),
             notes: Vec::new(),
             reaches: Some(Reached { point, through: None, last_commit: None, left_out: None }),

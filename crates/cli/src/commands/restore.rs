@@ -41,7 +41,8 @@ use crate::text;
     hindsight restore --time 2021-02-07T02:59:59 --ns shop.orders\n  \
     hindsight restore --time 2021-02-07T02:59:59 --ns-from shop.orders --ns-to shop.orders_then\n  \
     hindsight restore --time latest --cluster shop --uri 'mongodb://new1/?replicaSet=rs1'\n  \
-    hindsight restore --time 2021-02-07T02:59:59 --target-dir /srv/postgresql/before --port 5433")]
+    hindsight restore --time 2021-02-07T02:59:59 --target-dir /srv/postgresql/before --port 5433\n  \
+    hindsight restore --time 2021-02-07T02:59:59 --target-dir /var/lib/postgresql/15/main --in-place")]
 pub(crate) struct Args {
     /// The snapshot to restore as it is
     #[arg(value_name = "NAME")]
@@ -61,9 +62,13 @@ pub(crate) struct Args {
     /// The other name, which must be free
     #[arg(long, value_name = "NS")]
     ns_to: Option<String>,
-    /// Restore into a new cluster in this directory, where the kind of database allows that; needs no connection
+    /// Restore into a new cluster in this directory, or in place of the one there, where the kind of database allows that; needs no
+    /// connection
     #[arg(long, value_name = "DIR")]
     target_dir: Option<PathBuf>,
+    /// Let it take the place of the stopped cluster in that directory, which is kept aside
+    #[arg(long, requires = "target_dir")]
+    in_place: bool,
     /// Make the new cluster ready, but leave no server running in it
     #[arg(long, requires = "target_dir")]
     no_start: bool,
@@ -184,6 +189,7 @@ impl Args {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let destination = Destination::Directory(Directory {
             path: absolute(path),
+            in_place: self.in_place,
             start: !self.no_start,
             port: self.port,
             program: engines::program(&name, self.program.as_deref()),
@@ -261,7 +267,7 @@ async fn with_consequences(failure: Failure, since: Timestamp, proposal: &Propos
         None => failure,
         Some(record) if !record.touched => failure.also("nothing was changed in the target"),
         Some(record) if record.state == RestoreState::Success => failure,
-        Some(record) if matches!(proposal.request.destination, Destination::Directory(_)) => failure.also(&format!(
+        Some(record) if proposal.target.is_none() && matches!(proposal.request.destination, Destination::Directory(_)) => failure.also(&format!(
             "the new cluster in {} is not whole: remove what is there, and restore again (see `{program} describe-restore {}`)",
             record.into_hosts, record.id
         )),
@@ -278,11 +284,12 @@ fn told(record: &RestoreRecord, next: &[String], proposal: &Proposal, words: &Wo
     let totals = &record.totals;
     let took = record.finished_at.map(|end| text::took(record.started_at, end)).unwrap_or_default();
     let reached = record.reached.as_ref().map(|at| format!("  reached        {at}\n")).unwrap_or_default();
+    let mut lines: Vec<String> = next.iter().map(|step| format!("Next: {step}")).collect();
     // Who begins something new knows best what becomes of it.
-    let next = match next {
-        [] => next_steps(proposal, program),
-        steps => steps.iter().map(|step| format!("Next: {step}")).collect::<Vec<_>>().join("\n"),
-    };
+    if lines.is_empty() || proposal.target.is_some() {
+        lines.push(next_steps(proposal, program));
+    }
+    let next = lines.join("\n");
     format!(
         "Restore {} is done.\n  \
          restore point  {}\n\

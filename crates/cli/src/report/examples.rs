@@ -247,6 +247,7 @@ pub(super) fn preview(collections: u64) -> Preview {
         into_hosts: "rs0/db1:27017,db2:27017".to_owned(),
         into_version: "7.0.14".to_owned(),
         in_place: true,
+        kept: None,
         existing: (0..collections).map(change).collect(),
         notes: vec!["users and roles become what they were; the user of this connection stays as it is".to_owned()],
         reaches: None,

@@ -124,6 +124,9 @@ struct Into {
     /// The directory in which it begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     directory: Option<String>,
+    /// Where what is there now is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<String>,
 }
 
 /// A namespace of the target.
@@ -215,6 +218,7 @@ impl PlanReport {
                 version: preview.into_version.clone(),
                 in_place: preview.in_place,
                 cluster: facts.target.map(str::to_owned),
+                kept: preview.kept.as_ref().map(|kept| kept.display().to_string()),
                 directory: match &request.destination {
                     Destination::Connected => None,
                     Destination::Directory(directory) => Some(directory.path.display().to_string()),
@@ -241,7 +245,9 @@ impl PlanReport {
             (None, []) => hosts.clone(),
             (None, some) => format!("{} in {hosts}", some.join(", ")),
         };
-        format!("Are you sure you want to restore {what} to {}? [y/N] ", self.restore_point)
+        let kept =
+            self.into.kept.as_ref().map(|kept| format!(", and keep what it is now as {kept}")).unwrap_or_default();
+        format!("Are you sure you want to restore {what} to {}{kept}? [y/N] ", self.restore_point)
     }
 }
 
@@ -293,6 +299,10 @@ fn notes(facts: &Facts<'_>) -> Vec<String> {
         };
     }
     let note = match (facts.capture, facts.captures_afterwards) {
+        (_, true) if is_directory(facts.request) => format!(
+            "an agent that waits for the server begins anew by itself afterwards, with a fresh snapshot; where there is none, start \
+             `{program} agent`"
+        ),
         (Some(lease), true) => format!(
             "the agent on {} is suspended for the restore; afterwards it begins anew by itself, with a fresh snapshot",
             lease.holder.host
@@ -317,6 +327,11 @@ fn notes(facts: &Facts<'_>) -> Vec<String> {
     vec![note]
 }
 
+/// Whether its server does not run: an agent that is there has nothing to capture, and waits.
+fn is_directory(request: &RestoreRequest) -> bool {
+    matches!(request.destination, Destination::Directory(_))
+}
+
 /// What it means not to look first.
 fn unchecked(request: &RestoreRequest) -> Option<String> {
     let note = "the data are not read through beforehand (--skip-check): damage in them is found when the target is \
@@ -335,6 +350,10 @@ pub(crate) fn next_steps(proposal: &Proposal, program: &str) -> String {
     }
     let target = proposal.target.is_some();
     match (proposal.capture.is_some(), proposal.captures_afterwards) {
+        (_, true) if is_directory(&proposal.request) => format!(
+            "Next: an agent that waits for the server begins anew by itself, with a fresh snapshot. Where there is none, start \
+             `{program} agent`."
+        ),
         (true, true) => "Next: nothing. The agent begins anew by itself, with a fresh snapshot.".to_owned(),
         (false, true) => format!("Next: start `{program} agent`. It begins anew, with a fresh snapshot."),
         (_, false) if target => {
@@ -386,6 +405,9 @@ impl Report for PlanReport {
             format!("{}, {} uncompressed", text::bytes(self.read_bytes), text::bytes(self.uncompressed_bytes)),
         ));
         lines.push(("Into", format!("{} (version {}), {into}", self.into.hosts, self.into.version)));
+        if let Some(kept) = &self.into.kept {
+            lines.push(("Kept", format!("what is there now, as {kept}")));
+        }
         if let Some(renamed) = &self.renamed {
             lines.push(("Only", renamed.clone()));
         } else if !self.namespaces.is_empty() {
@@ -400,7 +422,9 @@ impl Report for PlanReport {
         let mut text = format!("Restore plan:\n{}", text::table(&rows, &[]));
         text.push_str(&list("Replaced by what they were", &self.replaced));
         text.push_str(&list("Dropped, unless the log has created them before the restore point", &self.dropped));
-        if self.replaced.is_empty() && self.dropped.is_empty() {
+        if self.into.kept.is_some() {
+            text.push_str("All that is there now is replaced, and kept aside.\n");
+        } else if self.replaced.is_empty() && self.dropped.is_empty() {
             text.push_str("Nothing that exists in the target is replaced or dropped.\n");
         }
         if !self.notes.is_empty() {

@@ -8,6 +8,7 @@ mod disks;
 mod ends;
 mod google;
 mod housekeeping;
+mod in_place;
 mod metrics;
 mod postgres;
 mod resume;

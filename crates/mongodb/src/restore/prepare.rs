@@ -75,6 +75,7 @@ pub(crate) async fn prepare(
         into_hosts: cluster.hosts(),
         into_version: cluster.version.clone(),
         in_place,
+        kept: None,
         existing,
         notes,
         reaches: None,

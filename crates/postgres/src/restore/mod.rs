@@ -3,15 +3,18 @@
 //! The server never decides where to stop. What it is served ends at the record that was resolved beforehand, and that is
 //! also its target: it ends its recovery there, or says what keeps it from that.
 
+mod configuration;
 mod leave;
 pub(crate) mod log;
 mod place;
 mod prepare;
+mod present;
 pub(crate) mod reach;
 pub(crate) mod recover;
 mod segments;
 pub mod serve;
 pub(crate) mod settings;
+mod swap;
 mod unpack;
 mod walk;
 
@@ -27,12 +30,15 @@ use crate::base::{BackupManifest, load_backup_manifest};
 use crate::feed::blocking;
 use crate::server::Private;
 use crate::{Lsn, TimelineId, of_position};
+use configuration::Configuration;
 use leave::{leave, next, start};
 use log::{StoredLog, position};
+use place::{Made, Place};
 use prepare::Ready;
-use recover::{look, recover};
+use present::Present;
+use recover::{Facts, look, recover};
 use settings::Standing;
-use unpack::Part;
+use unpack::{Part, Unpacked};
 use walk::{Walked, walk};
 
 pub use prepare::{accept, prepare};
@@ -68,43 +74,32 @@ pub async fn run_asking(
     options: &RestoreOptions,
     command: String,
 ) -> Result<Restored> {
-    let ready = Ready::of(&job.cluster, plan, selection, destination).await?;
-    let (base, programs) = (&ready.base, &ready.programs);
+    let ready = Ready::of(&job.cluster, plan, selection, destination, preview.kept.as_deref()).await?;
+    let (place, programs) = (&ready.place, &ready.programs);
     let directory = prepare::directory(destination)?;
     let reaches = preview.reaches.as_ref().map(|reached| &reached.point);
     let reaches = reaches.ok_or_else(|| EngineError::damaged("the restore was not prepared"))?;
-    // Everything up to the gate only reads. Damage found here leaves no trace.
-    let Read { log, walked, manifest } = read(job, plan, &ready, position(reaches)?.0, options.skip_check).await?;
+    // Damage that is found here leaves no trace.
+    let read = read(job, plan, &ready, position(reaches)?.0, options.skip_check).await?;
+    let records = read.walked.records;
     job.check()?;
-    options.gate.cross().await?;
-
-    job.progress.step("unpacking the base", Some(ready.parts.iter().map(Part::raw_bytes).sum()));
-    let place = ready.place.clone();
-    let making = place.clone();
-    let make = move || {
-        let made = making.make()?;
-        let private = Private::create(made.data().clone())?;
-        Ok((Arc::new(made), private))
-    };
-    let (made, private) = blocking(make).await?;
-    let unpacked = unpack::run(job, plan, &ready.parts, (&place, &made), manifest).await?;
-    let before = settings::put_aside(made.data())?;
-    // From here on its owner may do anything in it.
-    made.give()?;
-    job.progress.step("replaying the log", log.segments().cut().since(base.start));
-    let server = recover(job, programs, &private, base, log, walked.last.start, command).await?;
-    job.progress.step("looking at what was restored", None);
-    let (server, facts) = look(programs, &private, base, server).await?;
-    job.check()?;
-    job.progress.step("writing all of it to disk", None);
-    let (port, subscribed) = (directory.port, facts.subscriptions > 0);
-    let configured_outside = base.configured_outside.then(|| base.clone());
-    let standing = Standing { before, port, subscribed, configured_outside };
-    leave(server, private, made.clone(), standing).await?;
+    let in_place = place.replaces();
+    // Beside the directory that it replaces, a restored one does not touch the target yet.
+    if in_place.is_none() {
+        options.gate.cross().await?;
+    }
+    let made = make(job, plan, &ready, read, directory.port, command).await;
+    let (made, unpacked, facts) = made.map_err(|error| match in_place {
+        Some(present) => swap::unchanged(error, present),
+        None => error,
+    })?;
     if directory.start {
         job.progress.step("starting the server", None);
     }
-    let started = start(programs, made.data(), directory.start).await?;
+    let started = match in_place {
+        Some(present) => swap::take_place(programs, present, &*options.gate, directory.start, directory.port).await?,
+        None => start(programs, made.data(), directory.start, None).await?,
+    };
     if let Some(warning) = started.warning() {
         job.progress.warn(warning);
     }
@@ -114,11 +109,55 @@ pub async fn run_asking(
             documents: unpacked.files,
             bytes: unpacked.bytes,
             indexes: 0,
-            log_records: walked.records,
+            log_records: records,
         },
         reached: Some(reaches.clone()),
-        next: next(programs, &place, &started, &facts),
+        next: next(programs, place, &started, &facts),
     })
+}
+
+/// Makes the directory: unpacks it, lets a server recover in it, looks at that, and leaves it as it is to stay.
+async fn make(
+    job: &Job,
+    plan: &RestorePlan,
+    ready: &Ready,
+    read: Read,
+    port: Option<u16>,
+    command: String,
+) -> Result<(Arc<Made>, Unpacked, Facts)> {
+    let Ready { base, programs, place, parts } = ready;
+    let Read { log, walked, manifest } = read;
+    job.progress.step("unpacking the base", Some(parts.iter().map(Part::raw_bytes).sum()));
+    let making = place.clone();
+    let make = move || {
+        let made = making.make()?;
+        let private = Private::create(made.data().clone())?;
+        private.own().write(present::SPACES, &making.spaces())?;
+        Ok((Arc::new(made), private))
+    };
+    let (made, private) = blocking(make).await?;
+    let unpacked = unpack::run(job, plan, parts, (place, &made), manifest).await?;
+    let before = settings::put_aside(made.data())?;
+    // From here on its owner may do anything in it.
+    made.give()?;
+    job.progress.step("replaying the log", log.segments().cut().since(base.start));
+    let server = recover(job, programs, &private, base, log, walked.last.start, command).await?;
+    job.progress.step("looking at what was restored", None);
+    let (server, facts) = look(programs, &private, base, server).await?;
+    job.check()?;
+    job.progress.step("writing all of it to disk", None);
+    let replaces = place.replaces().map(Present::open).transpose()?;
+    let configured = replaces.as_ref().map(Configuration::of).transpose()?.is_some_and(|found| found.has_settings);
+    let configured_outside = (base.configured_outside && !configured).then(|| base.clone());
+    let standing = Standing { before, port, subscribed: facts.subscriptions > 0, configured_outside, replaces };
+    if let Some(warning) = leave(server, private, made.clone(), standing).await? {
+        job.progress.warn(warning);
+    }
+    if let Some(present) = place.replaces() {
+        made.data().set_mode(present.mode() & place::ALLOWED)?;
+    }
+    job.check()?;
+    Ok((made, unpacked, facts))
 }
 
 /// What was read before anything is touched.
@@ -132,7 +171,7 @@ struct Read {
 async fn read(job: &Job, plan: &RestorePlan, ready: &Ready, cut: Lsn, skip_data: bool) -> Result<Read> {
     let (base, id, parts) = (&ready.base, &plan.base.id, &ready.parts);
     let log = StoredLog::of(&job.cluster, plan, base, Some(cut)).await?;
-    let log = Arc::new(knowing_others(log, &job.cluster).await?);
+    let log = Arc::new(knowing_others(log, &job.cluster, &ready.place).await?);
     let manifest = load_backup_manifest(&job.cluster, &plan.base).await?;
     let bytes = cut.since(base.start).unwrap_or(0);
     let (what, bytes) = match skip_data {
@@ -151,8 +190,8 @@ async fn read(job: &Job, plan: &RestorePlan, ready: &Ready, cut: Lsn, skip_data:
     Ok(Read { log, walked, manifest })
 }
 
-/// Tells the log of all timelines that the repository knows, so that the server begins one that is none of them.
-async fn knowing_others(mut log: StoredLog, cluster: &ClusterRepository) -> Result<StoredLog> {
+/// Tells the log of all timelines that the repository knows, and a directory that is replaced, so that the server begins one that is none of them.
+async fn knowing_others(mut log: StoredLog, cluster: &ClusterRepository, place: &Place) -> Result<StoredLog> {
     let mut known: BTreeSet<TimelineId> = BTreeSet::new();
     let mut see = |at: &Position| known.extend(of_position(at).map(|(_, timeline): (Lsn, _)| timeline));
     for slice in cluster.slices().await? {
@@ -165,6 +204,7 @@ async fn knowing_others(mut log: StoredLog, cluster: &ClusterRepository) -> Resu
             see(&part.last.position);
         }
     }
+    known.extend(place.replaces().into_iter().flat_map(Present::timelines));
     log.segments_mut().taken(known);
     Ok(log)
 }

@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hindsight_engine::{Directory, EngineError, FailureKind, Result};
 use rustix::fs::{Access, access, statvfs};
-use rustix::process::{Pid, test_kill_process};
 
+use super::present::Present;
 use crate::base::{StoredBase, StoredTablespace};
-use crate::server::{Folder, Owner, PRIVATE, local, user_named};
+use crate::server::{Folder, Owner, PRIVATE, local, process_in, user_named};
 
 /// Permissions that servers take for a data directory (`checkDataDir`).
-const ALLOWED: u32 = 0o750;
+pub(super) const ALLOWED: u32 = 0o750;
 
 /// A folder for a tablespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,22 +31,28 @@ pub(crate) struct Place {
     directory: PathBuf,
     owner: Owner,
     tablespaces: Vec<Tablespace>,
+    /// The directory that this one is beside, to take its place in the end.
+    replaces: Option<Present>,
 }
 
-fn refused(what: impl Into<String>, hint: impl Into<String>) -> EngineError {
+pub(super) fn refused(what: impl Into<String>, hint: impl Into<String>) -> EngineError {
     EngineError::new(FailureKind::Unsupported, what).hint(hint)
 }
 
 impl Place {
-    /// The one that was asked for.
+    /// The one that was asked for. `kept` is where a directory goes whose place is to be taken, if that was shown already.
     ///
     /// # Errors
     /// It is not empty, or a server cannot live there.
-    pub(crate) fn of(directory: &Directory, base: &StoredBase) -> Result<Self> {
+    pub(crate) fn of(directory: &Directory, base: &StoredBase, kept: Option<&Path>) -> Result<Self> {
         let path = std::path::absolute(&directory.path)?;
-        let owner = owner_of(&path)?;
-        let tablespaces = tablespaces(&path, &directory.mapped, &base.tablespaces)?;
-        let place = Self { directory: path, owner, tablespaces };
+        let replaces = directory.in_place.then(|| Present::of(&path, base, kept)).transpose()?;
+        let (path, owner) = match &replaces {
+            None => (path.clone(), owner_of(&path)?),
+            Some(present) => (present.beside(), present.owner().clone()),
+        };
+        let tablespaces = tablespaces(&path, replaces.as_ref(), &directory.mapped, &base.tablespaces)?;
+        let place = Self { directory: path, owner, tablespaces, replaces };
         for Tablespace { name, folder, .. } in &place.tablespaces {
             match first_in(folder) {
                 Ok(None) => {
@@ -61,10 +68,12 @@ impl Place {
                 }
                 Ok(Some(found)) => {
                     let what = format!("{} is not empty: it has {found:?}", folder.display());
-                    return Err(refused(
-                        what,
-                        format!("it is for the tablespace {name}; remove what is in it, or map it elsewhere"),
-                    ));
+                    // What is in it may be what is to be kept.
+                    let remedy = match place.replaces {
+                        None => "remove what is in it, or map it elsewhere",
+                        Some(_) => "map it to another folder",
+                    };
+                    return Err(refused(what, format!("it is for the tablespace {name}; {remedy}")));
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => require_parent(folder)?,
                 Err(error) => return Err(local(folder, &error)),
@@ -76,12 +85,23 @@ impl Place {
     /// The same without a look at it, as whoever runs the test.
     #[cfg(test)]
     pub(crate) fn for_tests(directory: &Directory, base: &StoredBase) -> Result<Self> {
-        let tablespaces = tablespaces(&directory.path, &directory.mapped, &base.tablespaces)?;
-        Ok(Self { directory: directory.path.clone(), owner: Owner::us(), tablespaces })
+        let tablespaces = tablespaces(&directory.path, None, &directory.mapped, &base.tablespaces)?;
+        Ok(Self { directory: directory.path.clone(), owner: Owner::us(), tablespaces, replaces: None })
     }
 
+    /// Where it is made.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Where it is in the end.
+    pub(crate) fn home(&self) -> &Path {
+        self.replaces.as_ref().map_or(&self.directory, Present::directory)
+    }
+
+    /// The directory whose place it takes, if there is one.
+    pub(crate) fn replaces(&self) -> Option<&Present> {
+        self.replaces.as_ref()
     }
 
     /// As whom the server runs.
@@ -91,6 +111,12 @@ impl Place {
 
     pub(crate) fn tablespaces(&self) -> &[Tablespace] {
         &self.tablespaces
+    }
+
+    /// The folders of its tablespaces, a line each, for who has to remove what was cut off.
+    pub(crate) fn spaces(&self) -> Vec<u8> {
+        let line = |space: &Tablespace| [space.folder.as_os_str().as_bytes(), b"\n"].concat();
+        self.tablespaces.iter().flat_map(line).collect()
     }
 
     /// Makes sure that so many bytes fit into the directory, and into the folders of tablespaces by their OIDs.
@@ -118,7 +144,14 @@ impl Place {
                     folder.display(),
                     free >> 20
                 );
-                return Err(refused(what, "make room there, or restore into a directory with more of it"));
+                let hint = match &self.replaces {
+                    None => "make room there, or restore into a directory with more of it",
+                    Some(_) => {
+                        "the restored cluster has to fit beside the one that is kept: make room there, such as by removing \
+                         what earlier restores have kept, or restore elsewhere, without --in-place"
+                    }
+                };
+                return Err(refused(what, hint));
             }
         }
         Ok(())
@@ -262,13 +295,9 @@ fn first_in(path: &Path) -> io::Result<Option<String>> {
 }
 
 /// Why a directory that is not empty is not taken.
-fn filled(path: &Path, found: &str) -> EngineError {
+pub(super) fn filled(path: &Path, found: &str) -> EngineError {
     let shown = path.display();
-    let server = fs::read_to_string(path.join("postmaster.pid")).ok();
-    let pid = server.and_then(|text| Pid::from_raw(text.lines().next()?.trim().parse().ok()?));
-    let running = pid.filter(|pid| test_kill_process(*pid) != Err(rustix::io::Errno::SRCH));
-    let running = running.map(|pid| pid.as_raw_nonzero());
-    match (found, running) {
+    match (found, process_in(path)) {
         (PRIVATE, running) => {
             let mut remedy = format!("rm -r {}", quoted(path));
             if let Some(pid) = running {
@@ -288,11 +317,12 @@ fn filled(path: &Path, found: &str) -> EngineError {
         }
         (_, Some(pid)) => refused(
             format!("{shown} is the directory of a server that runs (process {pid})"),
-            "name a directory that is empty, or does not exist yet",
+            "name a directory that is empty, or does not exist yet; or stop the server, to replace its data with --in-place",
         ),
-        ("postmaster.pid" | "PG_VERSION", None) => {
-            refused(format!("{shown} holds a cluster already"), "name a directory that is empty, or does not exist yet")
-        }
+        ("postmaster.pid" | "PG_VERSION", None) => refused(
+            format!("{shown} holds a cluster already"),
+            "name a directory that is empty, or does not exist yet; or replace what it holds with --in-place",
+        ),
         ("lost+found", None) => refused(
             format!("{shown} is the root of a file system, which a server does not take"),
             "name a directory below it",
@@ -311,7 +341,13 @@ fn beside(directory: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn tablespaces(directory: &Path, mapped: &[(String, PathBuf)], stored: &[StoredTablespace]) -> Result<Vec<Tablespace>> {
+fn tablespaces(
+    directory: &Path,
+    replaces: Option<&Present>,
+    mapped: &[(String, PathBuf)],
+    stored: &[StoredTablespace],
+) -> Result<Vec<Tablespace>> {
+    let taken = || replaces.map(Present::directory).into_iter().chain([directory]);
     let is = |space: &StoredTablespace, said: &str| {
         space.name == said || space.oid.to_string() == said || space.location == said
     };
@@ -323,12 +359,13 @@ fn tablespaces(directory: &Path, mapped: &[(String, PathBuf)], stored: &[StoredT
     let mut spaces: Vec<Tablespace> = Vec::new();
     for space in stored {
         let said = mapped.iter().find(|(said, _)| is(space, said)).map(|(_, folder)| folder.clone());
-        let folder = match said {
-            Some(folder) => std::path::absolute(folder)?,
-            None => beside(directory).join(space.oid.to_string()),
+        let folder = match (said, replaces) {
+            (Some(folder), _) => std::path::absolute(folder)?,
+            (None, Some(present)) => present.space(space)?,
+            (None, None) => beside(directory).join(space.oid.to_string()),
         };
         let name = if space.name.is_empty() { space.oid.to_string() } else { space.name.clone() };
-        if folder.starts_with(directory) || directory.starts_with(&folder) {
+        if taken().any(|directory| folder.starts_with(directory) || directory.starts_with(&folder)) {
             let what = format!("the tablespace {name} cannot be in {}, as the data are", folder.display());
             return Err(refused(what, "map it to a folder of its own"));
         }
@@ -386,7 +423,7 @@ mod tests {
         let stored = [space(16385, "fast", "/mnt/fast"), space(16386, "", "/mnt/b")];
         let places = |mapped: &[(&str, &str)]| {
             let mapped: Vec<_> = mapped.iter().map(|(a, b)| ((*a).to_owned(), PathBuf::from(b))).collect();
-            tablespaces(Path::new("/srv/new"), &mapped, &stored)
+            tablespaces(Path::new("/srv/new"), None, &mapped, &stored)
                 .map(|spaces| spaces.into_iter().map(|space| space.folder.display().to_string()).collect::<Vec<_>>())
                 .map_err(|error| error.what)
         };
@@ -405,7 +442,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let refused = |name: &str| {
             let path = folder.path().join(name);
-            Place::of(&Directory::new(path), &base()).unwrap_err()
+            Place::of(&Directory::new(path), &base(), None).unwrap_err()
         };
         fs::create_dir_all(folder.path().join("some/file")).unwrap();
         assert!(refused("some").what.contains("is not empty: it has \"file\""));
@@ -427,7 +464,7 @@ mod tests {
     fn too_little_room_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let owner = Owner::us();
-        let place = Place { directory: folder.path().join("a/b"), owner, tablespaces: Vec::new() };
+        let place = Place { directory: folder.path().join("a/b"), owner, tablespaces: Vec::new(), replaces: None };
         place.require_room(1, &BTreeMap::new()).unwrap();
         let refused = place.require_room(u64::MAX, &BTreeMap::new()).unwrap_err();
         assert!(refused.what.contains("MiB are free"), "{}", refused.what);

@@ -10,8 +10,10 @@ use hindsight_engine::{Destination, Directory, EngineError, FailureKind, Preview
 use hindsight_format::{ClusterIdentity, format_time};
 use hindsight_repository::{ClusterRepository, host_name};
 
+use super::configuration::Configuration;
 use super::log::{StoredLog, unknown_version};
 use super::place::Place;
+use super::present::Present;
 use super::reach::{Found, resolve};
 use super::unpack::{self, Part};
 use crate::base::StoredBase;
@@ -43,7 +45,9 @@ pub(super) fn directory(destination: &Destination) -> Result<&Directory> {
             FailureKind::Unsupported,
             "PostgreSQL is restored into a new directory, not into a server that runs",
         )
-        .hint("name a directory on this machine with --target-dir, and leave --uri out")),
+        .hint(
+            "name a directory on this machine with --target-dir, and leave --uri out; --in-place takes that of the stopped server",
+        )),
     }
 }
 
@@ -63,7 +67,9 @@ impl Ready {
         plan: &RestorePlan,
         selection: &Selection,
         destination: &Destination,
+        kept: Option<&Path>,
     ) -> Result<Self> {
+        let kept = kept.map(Path::to_owned);
         let directory = directory(destination)?.clone();
         if !selection.is_all() {
             return Err(EngineError::new(
@@ -81,7 +87,8 @@ impl Ready {
         let (programs, place) = blocking(move || {
             let programs = Programs::find(directory.program.as_deref(), stored.major)?;
             require_libraries(&programs, &stored)?;
-            let place = Place::of(&directory, &stored)?;
+            let place = Place::of(&directory, &stored, kept.as_deref())?;
+            place.replaces().map_or(Ok(()), |present| require_here(&programs, present))?;
             require_port(directory.port)?;
             require_us(&place)?;
             Ok((programs, place))
@@ -113,23 +120,25 @@ pub async fn prepare(
     selection: &Selection,
     destination: &Destination,
 ) -> Result<Preview> {
-    let ready = Ready::of(source, plan, selection, destination).await?;
+    let ready = Ready::of(source, plan, selection, destination, None).await?;
     let Ready { base, programs, place, parts } = &ready;
     // Every footer is read: what is missing or cut short is found before, not after.
     unpack::open(source, &plan.base.id, parts).await?;
     let log = Arc::new(StoredLog::of(source, plan, base, None).await?);
     let found = resolve(&log, plan, base).await?;
     ready.require_room(found.cut).await?;
-    let shown = place.directory().display();
+    let (system, home) = (base.system_identifier, format!("{}:{}", host_name(), place.home().display()));
     let log_bytes = found.cut.since(base.start).unwrap_or(0);
     Ok(Preview {
         into: ClusterIdentity {
             engine: NAME.to_owned(),
-            id: format!("{}@{}:{shown}", base.system_identifier, host_name()),
+            // A new cluster is nobody's that the repository knows.
+            id: place.replaces().map_or_else(|| format!("{system}@{home}"), |_| system.to_string()),
         },
-        into_hosts: format!("{}:{shown}", host_name()),
+        into_hosts: home,
         into_version: programs.version().to_owned(),
-        in_place: false,
+        in_place: place.replaces().is_some(),
+        kept: place.replaces().map(Present::kept),
         existing: Vec::new(),
         notes: notes(plan, &ready, &found),
         reaches: Some(found.reached),
@@ -141,11 +150,14 @@ pub async fn prepare(
 fn notes(plan: &RestorePlan, ready: &Ready, found: &Found) -> Vec<String> {
     let Ready { base, programs, place, .. } = ready;
     let mut notes = vec![format!("the server will run as {}", place.owner().name())];
-    notes.push(
-        "it becomes a copy that does not meddle with its source: archiving, replication and synchronous standbys are switched \
-         off in its postgresql.auto.conf"
-            .to_owned(),
-    );
+    match place.replaces() {
+        Some(present) => notes.extend(present.notes()),
+        None => notes.push(
+            "it becomes a copy that does not meddle with its source: archiving, replication and synchronous standbys are \
+             switched off in its postgresql.auto.conf"
+                .to_owned(),
+        ),
+    }
     if let (Cut::Before(time), overtaken @ 1..) = (&plan.cut, found.overtaken) {
         let what = if overtaken == 1 { "1 transaction is".to_owned() } else { format!("{overtaken} transactions are") };
         notes.push(format!(
@@ -156,7 +168,13 @@ fn notes(plan: &RestorePlan, ready: &Ready, found: &Found) -> Vec<String> {
     for space in place.tablespaces() {
         notes.push(format!("the tablespace {} goes to {}", space.name, space.folder.display()));
     }
-    if base.configured_outside {
+    if let Some(present) = place.replaces() {
+        notes.push(format!(
+            "the server is run as it was last: its configuration is what {} has now (postgresql.conf, pg_hba.conf and what else \
+             lies there), with the options that it was started with; that of the backup is used for what is missing",
+            present.directory().display()
+        ));
+    } else if base.configured_outside {
         notes.push(
             "the configuration of the source lies outside of its data directory and was not stored: the new server gets a \
              minimal one, that lets in local users alone"
@@ -173,6 +191,18 @@ fn notes(plan: &RestorePlan, ready: &Ready, found: &Found) -> Vec<String> {
     }
     notes.push("replication slots are not in a base, and unlogged tables come back empty".to_owned());
     notes
+}
+
+/// A server that is started in a directory has to take that one: what is restored would not be what is run otherwise.
+fn require_here(programs: &Programs, present: &Present) -> Result<()> {
+    let data = present.open()?;
+    let Some(other) = Configuration::of(&data)?.elsewhere(programs, &data)? else { return Ok(()) };
+    let shown = present.directory().display();
+    Err(EngineError::new(
+        FailureKind::Unsupported,
+        format!("a server that is started in {shown} runs in {other}: data_directory in its configuration says so"),
+    )
+    .hint(format!("name {other} with --target-dir, or remove that line")))
 }
 
 /// What extensions do by themselves they do in a copy, too.

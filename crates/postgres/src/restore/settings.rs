@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use hindsight_engine::Result;
 
+use super::configuration;
 use crate::Lsn;
 use crate::TimelineId;
 use crate::base::StoredBase;
@@ -126,18 +127,33 @@ pub(crate) struct Standing {
     pub(crate) subscribed: bool,
     /// The base, where its configuration lies elsewhere and has to be made.
     pub(crate) configured_outside: Option<StoredBase>,
+    /// The directory whose place it takes, to be configured as that is.
+    pub(crate) replaces: Option<Folder>,
 }
 
-/// Writes the settings that a restored server has from now on.
+/// Writes the settings that a restored server has from now on. Gives what is to be told of that.
 ///
 /// # Errors
 /// Those of the file system.
-pub(crate) fn leave(data: &Folder, standing: &Standing) -> Result<()> {
+pub(crate) fn leave(data: &Folder, standing: &Standing) -> Result<Option<String>> {
+    let (mut before, mut settings, mut told) = (standing.before.clone(), Vec::new(), None);
+    // How it was started by us is not how it is to be started.
+    data.remove(configuration::OPTIONS)?;
+    match &standing.replaces {
+        None => {
+            settings.extend(COPY);
+            settings.extend(standing.subscribed.then_some(NO_SUBSCRIPTIONS));
+        }
+        Some(replaced) => {
+            told = configuration::take_over(replaced, data)?.map(|why| {
+                format!("not all of the configuration of {} could be copied: {why}", replaced.path().display())
+            });
+            before = data.read(AUTO)?.unwrap_or(before);
+        }
+    }
     let port = standing.port.map(|port| port.to_string());
-    let mut settings: Vec<(&str, &str)> = COPY.to_vec();
     settings.extend(port.as_deref().map(|port| ("port", port)));
-    settings.extend(standing.subscribed.then_some(NO_SUBSCRIPTIONS));
-    data.write(AUTO, &with(&standing.before, &settings))?;
+    data.write(AUTO, &with(&before, &settings))?;
     if let Some(base) = &standing.configured_outside {
         for (name, text) in made(base) {
             if !data.has(name)? {
@@ -145,7 +161,7 @@ pub(crate) fn leave(data: &Folder, standing: &Standing) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(told)
 }
 
 /// The file of `ALTER SYSTEM` with other values for some settings. It may be in any encoding.

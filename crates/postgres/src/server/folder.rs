@@ -201,6 +201,18 @@ impl Folder {
         }
     }
 
+    /// Gives a folder another name.
+    ///
+    /// # Errors
+    /// Those of the file system; something of that name is there.
+    pub(crate) fn move_to(from: &Path, to: &Path) -> Result<()> {
+        let failed = |error: io::Error| {
+            let what = format!("{} cannot become {}: {error}", from.display(), to.display());
+            EngineError::new(FailureKind::Local, what)
+        };
+        fs::rename(from, to).map_err(failed)
+    }
+
     /// Gives a file another name.
     ///
     /// # Errors

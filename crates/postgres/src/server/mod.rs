@@ -5,6 +5,7 @@ mod owner;
 mod private;
 mod process;
 mod programs;
+mod running;
 
 use std::io;
 use std::path::Path;
@@ -16,6 +17,7 @@ pub(crate) use owner::{Owner, user_named};
 pub(crate) use private::{PRIVATE, Private};
 pub(crate) use process::Server;
 pub(crate) use programs::{Programs, major};
+pub(crate) use running::{process_in, user_of};
 
 /// What programs get of the environment, which otherwise holds what opens databases and stores.
 pub(crate) const VARIABLES: [&str; 5] = ["PATH", "HOME", "TMPDIR", "TZ", "LD_LIBRARY_PATH"];

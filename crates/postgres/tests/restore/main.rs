@@ -4,6 +4,7 @@
 
 mod drill;
 mod histories;
+mod in_place;
 mod moments;
 mod refused;
 mod stored;

@@ -196,7 +196,7 @@ async fn cut_off() {
     restore::run_asking(&job, &plan, &all, &destination, &preview, &options, waits).await.unwrap();
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < Duration::from_secs(120), "{what}: not within two minutes");

@@ -1,0 +1,121 @@
+//! The bad night of a PostgreSQL cluster, through the program: data go, the cluster is taken back in place, the agent goes on.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use hindsight_testkit::{PgState, PgWorkload, PgWorkloadOptions, Postgres, PostgresOptions};
+
+use super::support::{Cli, wait_for};
+
+/// Waits until a moment can be restored.
+fn captured(cli: &Cli, moment: &str) {
+    let target = Postgres::prepare(PostgresOptions::default()).unwrap();
+    let line = format!("restore --time {moment} --target-dir {} --dry-run", target.data_dir().display());
+    wait_for(&format!("the log through {moment}"), || (cli.run(&line).code == 0).then_some(()));
+}
+
+/// Waits until the agent has taken a snapshot of an epoch, and gives the time from which on it can be restored.
+fn based(cli: &Cli, epoch: u64) -> String {
+    wait_for(&format!("a snapshot in epoch {epoch}"), || {
+        let list = cli.json("list");
+        let snapshot = list["snapshots"].as_array()?.iter().find(|snapshot| snapshot["epoch"] == epoch)?;
+        Some(snapshot["restore_time"].as_str()?.to_owned())
+    })
+}
+
+/// Carries out a restore in place, and gives where the old directory is.
+fn restored(cli: &Cli, moment: &str, data: &Path) -> PathBuf {
+    let line = format!("restore --time {moment} --target-dir {} --in-place", data.display());
+    let done = cli.json(&format!("{line} -y"));
+    assert_eq!(done["plan"]["into"]["in_place"], true, "{done}");
+    assert_eq!(done["restore"]["status"], "success", "{done}");
+    let kept = PathBuf::from(done["plan"]["into"]["kept"].as_str().unwrap());
+    assert!(kept.join("PG_VERSION").exists(), "{done}");
+    kept
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_taken_back_in_place_again_and_again() {
+    let server = Arc::new(Postgres::start(PostgresOptions::default()).await.unwrap());
+    for setting in ["max_prepared_transactions = 20", "max_wal_size = '100MB'"] {
+        server.sql(&format!("ALTER SYSTEM SET {setting}")).await.unwrap();
+    }
+    server.restart().await.unwrap();
+    let cli = Cli::new(&server.uri_of("postgres")).installed_in(&server.new_folder("bin").unwrap());
+    cli.run("config --set pitr.enabled=true pitr.uploadIntervalSec=1").ends(0, "pitr.enabled=true");
+    let log = cli.folder().join("agent.log");
+    let agent = cli.start_logged("agent", &log);
+    server.sql("CREATE TABLE precious AS SELECT generate_series(1, 5000) AS id").await.unwrap();
+    let options = PgWorkloadOptions { tablespaces: true, ..PgWorkloadOptions::default() };
+    let workload = PgWorkload::start(Arc::clone(&server), 23, options).await.unwrap();
+    workload.goes_on_for(40).await.unwrap();
+    let begins = based(&cli, 1);
+    server.sql(&format!("SELECT pg_sleep_until('{begins}')")).await.unwrap();
+    workload.goes_on_for(80).await.unwrap();
+    let paused = workload.pause().await.unwrap();
+    let before = PgState::read(&server.uri()).await.unwrap();
+    let moment = paused.time.clone();
+    paused.resume();
+    workload.goes_on_for(40).await.unwrap();
+    workload.stop().await.unwrap();
+
+    // The night. Nothing is replaced under a server that runs.
+    server.sql("DROP TABLE precious").await.unwrap();
+    let lost = PgState::read(&server.uri()).await.unwrap();
+    let end = server.sql("SELECT pg_current_wal_flush_lsn()").await.unwrap();
+    captured(&cli, &end);
+    let data = server.data_dir();
+    let line = format!("restore --time {moment} --target-dir {} --in-place", data.display());
+    cli.run(&format!("{line} -y")).ends(3, "is in use by a server that runs").ends(3, "stop it first");
+    server.stop().await.unwrap();
+    // What is to happen is said in full, and nothing of it is done.
+    let plan = cli.ok(&format!("{line} --dry-run"));
+    let shown = data.display();
+    for words in [
+        format!("{shown} becomes {shown}.before-"),
+        format!("{shown}.restoring becomes {shown}"),
+        "in place\n".to_owned(),
+        format!("what is there now, as {shown}.before-"),
+        "space_a.restored-".to_owned(),
+        "an agent that waits for the server begins anew by itself".to_owned(),
+    ] {
+        assert!(plan.contains(&words), "no {words:?} in {plan}");
+    }
+    assert!(!Path::new(&format!("{shown}.restoring")).exists());
+
+    let kept = restored(&cli, &moment, &data);
+    let found = PgState::read(&server.uri()).await.unwrap();
+    let differences = before.differences(&found);
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    // The agent goes on with a history of its own.
+    based(&cli, 2);
+    server.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS id").await.unwrap();
+    let moment = server.sql("SELECT pg_current_wal_flush_lsn()").await.unwrap();
+    let between = PgState::read(&server.uri()).await.unwrap();
+    captured(&cli, &moment);
+    let status = cli.ok("status");
+    assert!(!status.contains("half restored"), "{status}");
+    server.sql("DROP TABLE after").await.unwrap();
+
+    // Another night, with a crash.
+    server.end_of_others().await.unwrap();
+    let again = restored(&cli, &moment, &data);
+    let found = PgState::read(&server.uri()).await.unwrap();
+    let differences = between.differences(&found);
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    based(&cli, 3);
+    let restores = cli.json("list --restore");
+    let restores = restores["restores"].as_array().unwrap();
+    assert!(restores.len() == 2 && restores.iter().all(|restore| restore["status"] == "success"), "{restores:?}");
+    cli.run("verify").ends(0, "Nothing is damaged.");
+    assert_eq!(agent.end("TERM").code, 0, "{}", std::fs::read_to_string(&log).unwrap());
+    server.end_of_others().await.unwrap();
+
+    // What was there before is there still: the first cluster, as it was when it was lost.
+    let swap = format!("mv '{0}' '{0}.now' && mv '{1}' '{0}'", data.display(), kept.display());
+    assert!(again.exists() && Command::new("sh").args(["-c", &swap]).status().unwrap().success());
+    server.restart().await.unwrap();
+    let differences = lost.differences(&PgState::read(&server.uri()).await.unwrap());
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
