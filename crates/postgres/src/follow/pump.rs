@@ -33,6 +33,18 @@ pub(super) enum Piece {
     Switch(TimelineEnd),
 }
 
+/// What a server is told of how far we are. Who tells what is safe counts as a standby, and commits may wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    /// Only what has arrived.
+    Nothing,
+    /// Also what is stored.
+    Stored,
+    /// Only what is stored, as if nothing else had arrived: whatever a commit waits for (`remote_write`, `on`, `remote_apply`), it waits
+    /// until then.
+    AllIsStored,
+}
+
 /// A stream that is read by a task of its own.
 pub(super) struct Pump {
     pub(super) stream: WalStream,
@@ -43,8 +55,8 @@ pub(super) struct Pump {
     pub(super) primary: bool,
     /// How long it is kept while nobody reads it; none for as long as it lasts.
     pub(super) patience: Option<Duration>,
-    /// Whether the server is not told what is safe: who tells that counts as a standby, and commits may wait for it.
-    pub(super) silent: bool,
+    /// What the server is told of what is safe.
+    pub(super) says: Says,
     /// Up to where all is safe.
     pub(super) stored: watch::Receiver<Lsn>,
 }
@@ -127,14 +139,21 @@ impl Pump {
     /// Says how far we are; with `reply` the server answers with its clock.
     async fn tell(&mut self, reply: bool) -> Result<()> {
         let stored = *self.stored.borrow_and_update();
-        let flushed = if self.silent { Lsn::INVALID } else { stored };
-        let status = StandbyStatus { written: self.received, flushed, applied: Lsn::INVALID, reply };
-        Ok(self.stream.send_status(status).await?)
+        let (written, flushed, applied) = match self.says {
+            Says::Nothing => (self.received, Lsn::INVALID, Lsn::INVALID),
+            Says::Stored => (self.received, stored, Lsn::INVALID),
+            Says::AllIsStored => (stored, stored, stored),
+        };
+        Ok(self.stream.send_status(StandbyStatus { written, flushed, applied, reply }).await?)
     }
 
     /// Says that all has come, and nothing of what is stored. So much a server waits for that shuts down, which asks for a reply
-    /// (`WalSndDone`): what is not stored yet its slot still has when it runs again.
+    /// (`WalSndDone`): what is not stored yet its slot still has when it runs again. Where commits wait for us, it waits for what is
+    /// stored, which is soon: who says that nothing is safe is passed over, and commits no longer wait for it.
     async fn let_go(&mut self) -> Result<()> {
+        if self.says == Says::AllIsStored {
+            return self.tell(false).await;
+        }
         let status = StandbyStatus { written: self.received, ..StandbyStatus::default() };
         Ok(self.stream.send_status(status).await?)
     }
@@ -201,8 +220,9 @@ mod tests {
         let all: Vec<_> = (1..=pieces).map(|at| (Lsn(at), &b"x"[..], Lsn(pieces + 1))).collect();
         let (stream, server) = streaming(&all).await;
         let stored = watch::Sender::new(Lsn(1));
-        let (silent, stored_at) = (patience.is_none(), stored.subscribe());
-        let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, patience, silent, stored: stored_at };
+        let says = if patience.is_none() { Says::Nothing } else { Says::Stored };
+        let at = stored.subscribe();
+        let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, patience, says, stored: at };
         (pump.start(), stored, server)
     }
 
