@@ -5,6 +5,7 @@ mod away;
 mod crash;
 mod damage;
 mod disks;
+mod failover;
 mod google;
 mod housekeeping;
 mod metrics;

@@ -212,15 +212,21 @@ mod tests {
         (number(1), number(9))
     }
 
+    /// A sign of life that wants a reply.
+    async fn ask(server: &mut DuplexStream) {
+        let alive = [&b"k"[..], &4_u64.to_be_bytes(), &[0; 8], &[1]].concat();
+        server.write_all(&[&b"d"[..], &(alive.len() as u32 + 4).to_be_bytes(), &alive].concat()).await.unwrap();
+    }
+
     /// A stream of as many pieces of one byte; only the last is all that there is.
     async fn pump(
         pieces: u64,
         patience: Option<Duration>,
+        says: Says,
     ) -> (mpsc::Receiver<Result<Piece>>, watch::Sender<Lsn>, DuplexStream) {
         let all: Vec<_> = (1..=pieces).map(|at| (Lsn(at), &b"x"[..], Lsn(pieces + 1))).collect();
         let (stream, server) = streaming(&all).await;
         let stored = watch::Sender::new(Lsn(1));
-        let says = if patience.is_none() { Says::Nothing } else { Says::Stored };
         let at = stored.subscribe();
         let pump = Pump { stream, slot: None, received: Lsn(1), primary: true, patience, says, stored: at };
         (pump.start(), stored, server)
@@ -229,7 +235,8 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_reads_is_given_up() {
         for patience in [Some(Duration::ZERO), None] {
-            let (mut pieces, _stored, mut server) = pump(WAITING as u64 + 20, patience).await;
+            let says = if patience.is_some() { Says::Stored } else { Says::Nothing };
+            let (mut pieces, _stored, mut server) = pump(WAITING as u64 + 20, patience, says).await;
             // The server hears of it meanwhile, and what it is told to be here is what was read.
             let mut full = 0;
             while full < 3 {
@@ -259,8 +266,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn where_commits_wait_nothing_counts_before_it_is_stored() {
+        let (mut pieces, stored, mut server) = pump(3, Some(PATIENCE), Says::AllIsStored).await;
+        for _ in 0..3 {
+            pieces.recv().await.unwrap().unwrap();
+        }
+        for (at, asked) in [(1, false), (1, true), (3, false), (3, true), (4, false)] {
+            stored.send_replace(Lsn(at));
+            if asked {
+                ask(&mut server).await;
+            }
+            loop {
+                let (tag, body) = message(&mut server).await;
+                // The first of all asks for the log.
+                if tag != b'd' {
+                    continue;
+                }
+                let (written, flushed) = status(&body);
+                // Also what is applied.
+                assert_eq!((written, body.get(17..25).unwrap()), (flushed, &flushed.to_be_bytes()[..]));
+                assert!(flushed > 0 && flushed <= at);
+                if flushed == at {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn who_shuts_down_is_told_that_all_has_come() {
-        let (mut pieces, stored, mut server) = pump(3, Some(PATIENCE)).await;
+        let (mut pieces, stored, mut server) = pump(3, Some(PATIENCE), Says::Stored).await;
         for clock in [false, false, true] {
             let Some(Ok(Piece::Log { clock: told, .. })) = pieces.recv().await else { panic!("no piece") };
             // The clock counts where nothing is missing.
@@ -268,9 +303,7 @@ mod tests {
         }
         stored.send_replace(Lsn(2));
         told(&mut server, (4, 2)).await;
-        // A sign of life that wants a reply.
-        let alive = [&b"k"[..], &4_u64.to_be_bytes(), &[0; 8], &[1]].concat();
-        server.write_all(&[&b"d"[..], &(alive.len() as u32 + 4).to_be_bytes(), &alive].concat()).await.unwrap();
+        ask(&mut server).await;
         told(&mut server, (4, 0)).await;
         assert!(matches!(pieces.recv().await, Some(Ok(Piece::Quiet(_)))));
         // Who reads is gone: so is the stream, after it has told what is stored.

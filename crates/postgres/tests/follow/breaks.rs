@@ -157,6 +157,15 @@ async fn a_slot_that_the_server_gave_up_is_made_anew() {
     capture.until(written(&server).await).await;
     let end = capture.stored.last().unwrap().name.end.clone();
     drop(capture);
+    let warnings = async || hindsight_postgres::cluster::probe(&address(&server)).await.unwrap().warnings;
+    assert!(warnings().await.is_empty());
+    soon(async {
+        while !warnings().await.iter().any(|said| said.contains("not captured yet, and is given up when it is")) {
+            server.sql("insert into item values (0)").await.unwrap();
+            server.sql("select pg_switch_wal()").await.unwrap();
+        }
+    })
+    .await;
     soon(async {
         while server.sql("select count(*) from pg_replication_slots where wal_status = 'lost'").await.unwrap() != "1" {
             go_on(&server).await;
@@ -164,6 +173,7 @@ async fn a_slot_that_the_server_gave_up_is_made_anew() {
     })
     .await;
     assert!(lost(&server, &cluster, &end).await.contains("has removed its log after"));
+    assert!(warnings().await.iter().any(|said| said.contains("has given up")), "{:?}", warnings().await);
     let made = slot::keep(&address(&server), &cluster, true).await.unwrap();
     assert!(format!("{made:?}").contains("made anew"), "{made:?}");
     let again = slot::keep(&address(&server), &cluster, true).await.unwrap();
