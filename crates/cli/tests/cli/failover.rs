@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hindsight_postgres::wire::{Connection, Replication};
+use hindsight_postgres::wire::{Connection, Replication, Row};
 use hindsight_postgres::{Address, TargetSession};
 use hindsight_testkit::{Postgres, PostgresOptions};
 use jiff::Timestamp;
@@ -48,6 +48,75 @@ async fn no_acknowledged_commit_is_lost_in_failovers() -> Result<()> {
             done.with_context(|| format!("seed {seed}"))?,
             begun.elapsed().as_secs_f32()
         );
+    }
+    Ok(())
+}
+
+/// Restores a moment, and gives what a query finds there.
+async fn restored(cli: &Cli, how: &str, query: &str) -> Result<Vec<Row>> {
+    let target = Postgres::prepare(PostgresOptions::default())?;
+    let directory = target.data_dir();
+    cli.ok(&format!("restore --time {how} --target-dir {} --port {} -y", directory.display(), target.port()));
+    let mut session = Connection::connect(&Address::parse(&target.uri_of("postgres"))?, Replication::No).await?;
+    let rows = session.query(query, "reading").await?;
+    session.close().await;
+    target.end_of_others().await?;
+    Ok(rows)
+}
+
+fn members(all: &[Postgres; 2]) -> String {
+    let [one, other] = all.each_ref().map(Postgres::port);
+    format!("postgresql://postgres@127.0.0.1:{one},127.0.0.1:{other}/postgres")
+}
+
+/// The epochs that can be restored.
+fn epochs(cli: &Cli) -> BTreeSet<u64> {
+    let status = cli.json("status");
+    let ranges = status["pitr"]["ranges"].as_array().cloned().unwrap_or_default();
+    ranges.iter().filter_map(|range| range["epoch"].as_u64()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_promoted_standby_never_had_stays_in_the_old_history() -> Result<()> {
+    let primary = Postgres::start(PostgresOptions::default()).await?;
+    let standby = primary.standby(PostgresOptions::default()).await?;
+    let both = [primary, standby];
+    let cli = Cli::new(&members(&both)).installed_in(&both[0].new_folder("bin")?);
+    let [primary, standby] = &both;
+    cli.ok("config --set pitr.enabled=true pitr.uploadIntervalSec=1");
+    let log = cli.folder().join("agent.log");
+    let agent = cli.start_logged("agent", &log);
+    wait_for("a base", || cli.json("list")["snapshots"].as_array().is_some_and(|all| !all.is_empty()).then_some(()));
+    let captured = |position: &str| {
+        let line = format!("restore --time {position} --target-dir {} --dry-run", cli.folder().join("new").display());
+        wait_for(position, || (cli.run(&line).code == 0).then_some(()));
+    };
+    primary.sql("CREATE TABLE t (n int); INSERT INTO t VALUES (1)").await?;
+    let begun = Instant::now();
+    while standby.sql("SELECT count(*) FROM t").await.ok().as_deref() != Some("1") {
+        ensure!(begun.elapsed() < PATIENCE, "the standby does not follow");
+        sleep(Duration::from_millis(50)).await;
+    }
+    standby.stop().await?;
+    primary.sql("INSERT INTO t VALUES (2)").await?;
+    let left = primary.sql("SELECT pg_current_wal_flush_lsn()").await?;
+    captured(&left);
+    primary.crash();
+    standby.restart().await?;
+    standby.promote().await?;
+    standby.sql("INSERT INTO t VALUES (3)").await?;
+    let snapshots = || cli.json("list")["snapshots"].as_array().map_or(0, Vec::len);
+    wait_for("a base of the new history", || (snapshots() > 1).then_some(()));
+    standby.sql("INSERT INTO t VALUES (4)").await?;
+    captured(&standby.sql("SELECT pg_current_wal_flush_lsn()").await?);
+    ensure!(epochs(&cli) == BTreeSet::from([1, 2]), "{}", cli.ok("status"));
+    ensure!(agent.end("TERM").code == 0);
+    let said = std::fs::read_to_string(&log)?;
+    ensure!(said.contains("a new history begins: the server left timeline 1 at"), "{said}");
+    for (how, expected) in [("latest", vec!["1", "3", "4"]), (left.as_str(), vec!["1", "2"])] {
+        let rows = restored(&cli, how, "SELECT n FROM t ORDER BY n").await?;
+        let found: Vec<_> = rows.iter().filter_map(|row| row.at(0)).collect();
+        ensure!(found == expected, "{how}: {found:?}");
     }
     Ok(())
 }
@@ -144,9 +213,10 @@ impl Scene {
         // In force with the next start or reload.
         primary.sql("ALTER SYSTEM SET synchronous_standby_names = 'FIRST 2 (hindsight_shop, shop)'").await?;
         let standby = primary.standby(options()).await?;
-        let uri = format!("postgresql://postgres@127.0.0.1:{},127.0.0.1:{}/postgres", primary.port(), standby.port());
-        let cli = Cli::new(&uri).installed_in(&primary.new_folder("bin")?);
-        Ok(Self { random: StdRng::seed_from_u64(seed), members: [primary, standby], uri, cli, agent: None })
+        let members = [primary, standby];
+        let uri = self::members(&members);
+        let cli = Cli::new(&uri).installed_in(&members[0].new_folder("bin")?);
+        Ok(Self { random: StdRng::seed_from_u64(seed), members, uri, cli, agent: None })
     }
 
     async fn play(&mut self, rounds: usize, moments: usize) -> Result<String> {
@@ -182,7 +252,7 @@ impl Scene {
         self.check(&commits, "latest", None).await?;
         let status = self.cli.json("status");
         let ranges = status["pitr"]["ranges"].as_array().context("no ranges")?.clone();
-        let epochs: BTreeSet<_> = ranges.iter().filter_map(|range| range["epoch"].as_u64()).collect();
+        let epochs = epochs(&self.cli);
         // A primary that died with more than its standby had leaves another history behind, and nothing else makes a gap.
         let gaps = status["pitr"]["gaps"].as_array().context("no gaps")?;
         ensure!(gaps.len() + 1 == epochs.len(), "{}", status["pitr"]);
@@ -226,16 +296,8 @@ impl Scene {
 
     /// Restores a moment, which has all that was acknowledged before it, and of each writer nothing without what it wrote before.
     async fn check(&self, commits: &[Commit], how: &str, moment: Option<Timestamp>) -> Result<()> {
-        let target = Postgres::prepare(PostgresOptions::default())?;
-        let directory = target.data_dir();
-        self.cli.ok(&format!("restore --time {how} --target-dir {} --port {} -y", directory.display(), target.port()));
-        let mut session = Connection::connect(&Address::parse(&target.uri_of("postgres"))?, Replication::No).await?;
-        let rows = session.query("SELECT writer, id FROM commits", "reading").await?;
-        session.close().await;
-        target.end_of_others().await?;
-        let read = |row: &hindsight_postgres::wire::Row| {
-            Some((row.get("writer")?.parse().ok()?, row.get("id")?.parse().ok()?))
-        };
+        let rows = restored(&self.cli, how, "SELECT writer, id FROM commits").await?;
+        let read = |row: &Row| Some((row.get("writer")?.parse().ok()?, row.get("id")?.parse().ok()?));
         let found: BTreeSet<(u32, u64)> = rows.iter().filter_map(read).collect();
         let is_before = |time: Timestamp| moment.is_none_or(|moment| time < moment);
         let mut last: BTreeMap<u32, u64> = BTreeMap::new();
