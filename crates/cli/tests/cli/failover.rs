@@ -87,8 +87,10 @@ async fn what_the_promoted_standby_never_had_stays_in_the_old_history() -> Resul
     let log = cli.folder().join("agent.log");
     let agent = cli.start_logged("agent", &log);
     wait_for("a base", || cli.json("list")["snapshots"].as_array().is_some_and(|all| !all.is_empty()).then_some(()));
+    // Root restores for the owner of a directory.
+    let target = Postgres::prepare(PostgresOptions::default())?;
     let captured = |position: &str| {
-        let line = format!("restore --time {position} --target-dir {} --dry-run", cli.folder().join("new").display());
+        let line = format!("restore --time {position} --target-dir {} --dry-run", target.data_dir().display());
         wait_for(position, || (cli.run(&line).code == 0).then_some(()));
     };
     primary.sql("CREATE TABLE t (n int); INSERT INTO t VALUES (1)").await?;
@@ -109,7 +111,6 @@ async fn what_the_promoted_standby_never_had_stays_in_the_old_history() -> Resul
     wait_for("a base of the new history", || (snapshots() > 1).then_some(()));
     standby.sql("INSERT INTO t VALUES (4)").await?;
     captured(&standby.sql("SELECT pg_current_wal_flush_lsn()").await?);
-    ensure!(epochs(&cli) == BTreeSet::from([1, 2]), "{}", cli.ok("status"));
     ensure!(agent.end("TERM").code == 0);
     let said = std::fs::read_to_string(&log)?;
     ensure!(said.contains("a new history begins: the server left timeline 1 at"), "{said}");

@@ -148,8 +148,11 @@ async fn whoever_is_promoted_still_has_what_is_not_stored() {
     capture.until(written(&standby).await).await;
     let end = capture.stored.last().unwrap().name.end.clone();
     drop(capture);
-    // Nor while the new one is away.
+    // Nor while the new one is away, however far the old one comes.
     standby.stop().await.unwrap();
+    while written(&server).await <= place(&end).0 {
+        wal_is_removed_but_for_slots(&server).await;
+    }
     let Err(refused) = open(&address, &cluster, Some(&end)).await else { panic!("the old primary was followed") };
     assert!(refused.what.contains("does not answer, and may have gone on"), "{}", refused.what);
 
