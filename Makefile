@@ -4,7 +4,7 @@
 # rustup's folder, for shells that were opened before it was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo demo-postgres build test torture damage crash faults away fuzz bench lint fmt deny test-matrix
+.PHONY: help demo demo-postgres build test torture damage crash faults away torture-postgres-failover fuzz bench lint fmt deny test-matrix
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -51,6 +51,11 @@ faults: ## every call of the repository goes wrong, one at a time, in each kind 
 away: ## the repository is away for minutes, and comes back
 	@scripts/setup.sh
 	AWAY_SECS=$${AWAY_SECS:-180} cargo test --release -p hindsight --test cli away -- --nocapture
+
+torture-postgres-failover: ## PostgreSQL primaries killed under load, dozens of times: no acknowledged commit may be lost
+	@scripts/setup.sh
+	FAILOVER_SEEDS=$${FAILOVER_SEEDS:-1,2,3} FAILOVER_ROUNDS=$${FAILOVER_ROUNDS:-10} FAILOVER_MOMENTS=$${FAILOVER_MOMENTS:-20} \
+		cargo test --release -p hindsight --test cli failover -- --nocapture
 
 fuzz: ## the long form of the fuzz targets: with cargo-fuzz where that is there (FUZZ_SECONDS for each target)
 	@scripts/fuzz.sh

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use check::{DataCheck, LogCheck};
 pub use destination::{Destination, Directory};
 pub use error::{EngineError, FailureKind};
-pub use log::{Kept, LogBuffer, LogReader, LogRequest, LogStart};
+pub use log::{Kept, LogBuffer, LogReader, LogRequest, LogStart, Synchronous, Wait};
 pub use progress::{Progress, Step};
 pub use restore::{NamespaceChange, Preview, Reached, Renaming, Restored, Selection, SelectionError};
 pub use scratch::{Examined, Scratch, ScratchRequest};
@@ -76,6 +76,12 @@ pub trait Engine: Send + Sync {
     /// nothing to do.
     async fn keep_log(&self, _cluster: &ClusterRepository, _keep: bool) -> Result<Kept> {
         Ok(Kept::ByItself)
+    }
+
+    /// Whether the server's commits wait until they are in the repository. Refuses, saying why, where none ever can.
+    async fn synchronous(&self, _cluster: &ClusterRepository) -> Result<Synchronous> {
+        Err(EngineError::new(FailureKind::Unsupported, "the commits of this database cannot wait for the capture")
+            .hint("leave pitr.synchronous off: what is committed is stored within pitr.uploadIntervalSec"))
     }
 
     /// Starts to follow the log.
@@ -292,6 +298,9 @@ pub struct Probe {
     pub log_start: Option<Point>,
     /// How much its own log holds; none where it has no bounds.
     pub log_room: Option<LogRoom>,
+    /// What is about to go wrong with it, as sentences.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// The bounds of a server's own log.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use hindsight_format::{LogSummary, ObjectKind, Point};
 use hindsight_repository::{ClusterRepository, FRAME_TARGET, WrittenObject, encode_frame};
+use serde::Serialize;
 
 use crate::{EngineError, FailureKind, Result};
 
@@ -16,6 +17,8 @@ pub struct LogRequest<'a> {
     pub cluster: &'a ClusterRepository,
     /// What is stored ends here; none to begin at the log's present end.
     pub after: Option<&'a Point>,
+    /// Whether commits of the server may wait for what is stored: see [`crate::Synchronous`].
+    pub synchronous: bool,
 }
 
 /// How following a log begins.
@@ -27,11 +30,41 @@ pub enum LogStart {
         /// After which point: the one asked for, where one was.
         at: Point,
     },
-    /// The log no longer holds the point asked for, or holds another history there.
+    /// The log no longer holds the point asked for.
     Lost {
         /// One sentence for people.
         cause: String,
     },
+    /// The history of the server is another one there, and has taken the place of what is stored: its positions may be
+    /// stored already, with something else.
+    Left {
+        /// One sentence for people.
+        cause: String,
+    },
+}
+
+/// Whether the server's commits wait until they are in the repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wait {
+    /// Each that is waited for at all.
+    Always,
+    /// Or for something else instead.
+    Sometimes,
+    /// None does.
+    Never,
+}
+
+/// How the commits of a server wait for the capture, which tells it that something is safe only once it is in the
+/// repository (`pitr.synchronous`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Synchronous {
+    /// Whether they do.
+    pub wait: Wait,
+    /// That as a sentence, with what to do where they do not yet.
+    pub told: String,
+    /// What to do that they wait no longer.
+    pub release: String,
 }
 
 /// A log that is being followed. Only what can never be rolled back is delivered.

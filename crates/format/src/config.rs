@@ -33,11 +33,19 @@ pub struct PitrConfig {
     pub oplog_span_min: u32,
     /// zstd level of slices.
     pub compression_level: i32,
+    /// Whether commits may wait for the capture: what comes is stored at once, and acknowledged once it is.
+    pub synchronous: bool,
 }
 
 impl Default for PitrConfig {
     fn default() -> Self {
-        Self { enabled: false, upload_interval_sec: 5, oplog_span_min: 10, compression_level: DEFAULT_LEVEL }
+        Self {
+            enabled: false,
+            upload_interval_sec: 5,
+            oplog_span_min: 10,
+            compression_level: DEFAULT_LEVEL,
+            synchronous: false,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hindsight_catalog::{History, chains};
-use hindsight_engine::{Engine, EngineError, Kept, LogReader, LogRequest, LogStart, Progress};
+use hindsight_engine::{Engine, EngineError, Kept, LogReader, LogRequest, LogStart, Progress, Wait};
 use hindsight_format::{
     ClusterConfig, EpochCause, GapRecord, LeaseRecord, Operation, OperationKind, PitrConfig, Point, RestoreState,
     StoredSlice, format_time,
@@ -255,8 +255,12 @@ impl Agent {
         let place = Place { cluster: self.cluster.clone(), stream: stream.clone(), epoch };
         let history = overview::history(&self.cluster).await?;
         overview::warn_of_damage(&history);
-        let Some((reader, start)) = self.open(&history, &place).await? else { return Ok(()) };
+        let synchronous = config.pitr.synchronous;
+        let Some((reader, start)) = self.open(&history, &place, synchronous).await? else { return Ok(()) };
         tracing::info!(cluster = self.cluster.name(), epoch, after = %start, "capture begins");
+        if synchronous {
+            self.tell_who_waits().await;
+        }
         let mut slices: Vec<StoredSlice> =
             history.slices.into_iter().filter(|slice| slice.stream == stream && slice.epoch == epoch).collect();
         slices.retain(|slice| slice.name.end.position.order() <= start.position.order());
@@ -285,6 +289,9 @@ impl Agent {
                     match while_held(&lease, self.look_around(epoch)).await {
                         // The next step ends it.
                         None => continue,
+                        Some(Ok(Ok(fresh))) if fresh.pitr.synchronous != synchronous => {
+                            ended = Some("pitr.synchronous was changed");
+                        }
                         Some(Ok(Ok(fresh))) => {
                             config = fresh;
                             while_held(&lease, snapshot.tend(cancel)).await;
@@ -362,17 +369,26 @@ impl Agent {
 
     /// Opens the log where the stored chain ends; or, when the server no longer has that, at the
     /// newest snapshot or at the present end, with a record of the gap. None when it has begun an epoch instead, as
-    /// the server is at positions again that are stored already.
-    async fn open(&self, history: &History, place: &Place) -> Result<Option<(Box<dyn LogReader>, Point)>> {
+    /// the history of the server is another one.
+    async fn open(
+        &self,
+        history: &History,
+        place: &Place,
+        synchronous: bool,
+    ) -> Result<Option<(Box<dyn LogReader>, Point)>> {
+        let open_log = async |after: Option<&Point>| -> Result<LogStart> {
+            Ok(self.engine.open_log(&LogRequest { cluster: &self.cluster, after, synchronous }).await?)
+        };
         self.keep_log(true).await?;
         let mut lost = None;
         let ends =
             chains(history).into_iter().filter(|chain| chain.stream == place.stream && chain.epoch == place.epoch);
         let end = ends.map(|chain| chain.end).max_by(|a, b| a.position.order().cmp(b.position.order()));
         if let Some(end) = &end {
-            match self.open_log(Some(end)).await? {
+            match open_log(Some(end)).await? {
                 LogStart::Continues { reader, at } => return Ok(Some((reader, at))),
-                LogStart::Lost { cause } => lost = Some(cause),
+                LogStart::Left { cause } if self.begins_anew(&cause, place).await? => return Ok(None),
+                LogStart::Lost { cause } | LogStart::Left { cause } => lost = Some(cause),
             }
         }
         let snapshots = history.snapshots.iter().filter(|s| s.epoch == place.epoch && s.namespaces.is_empty());
@@ -381,25 +397,23 @@ impl Agent {
             .max_by(|a, b| a.position.order().cmp(b.position.order()));
         let later = newest.filter(|at| end.as_ref().is_none_or(|end| at.position.order() > end.position.order()));
         if let Some(at) = later
-            && let LogStart::Continues { reader, at } = self.open_log(Some(at)).await?
+            && let LogStart::Continues { reader, at } = open_log(Some(at)).await?
         {
             self.record_gap(place, end, &at, lost).await?;
             return Ok(Some((reader, at)));
         }
-        match self.open_log(None).await? {
+        match open_log(None).await? {
             LogStart::Continues { reader, at } => {
                 let back = end.as_ref().is_some_and(|end| at.position.order() < end.position.order());
-                if let Some(cause) = lost.as_ref().filter(|_| back) {
-                    let epoch = self.cluster.begin_epoch(EpochCause::Left(cause.clone())).await?.number;
-                    if epoch != place.epoch {
-                        tracing::error!(epoch, "a new history begins: {cause}");
-                        return Ok(None);
-                    }
+                if let Some(cause) = lost.as_ref().filter(|_| back)
+                    && self.begins_anew(cause, place).await?
+                {
+                    return Ok(None);
                 }
                 self.record_gap(place, end, &at, lost).await?;
                 Ok(Some((reader, at)))
             }
-            LogStart::Lost { cause } => Err(EngineError::new(
+            LogStart::Lost { cause } | LogStart::Left { cause } => Err(EngineError::new(
                 hindsight_engine::FailureKind::Server,
                 format!("the log cannot be followed: {cause}"),
             )
@@ -407,8 +421,23 @@ impl Agent {
         }
     }
 
-    async fn open_log(&self, after: Option<&Point>) -> Result<LogStart> {
-        Ok(self.engine.open_log(&LogRequest { cluster: &self.cluster, after }).await?)
+    /// Begins an epoch, as what the server writes now has positions that are stored already, with something else. What was
+    /// stored before stays, and can be restored.
+    async fn begins_anew(&self, cause: &str, place: &Place) -> Result<bool> {
+        let epoch = self.cluster.begin_epoch(EpochCause::Left(cause.to_owned())).await?.number;
+        if epoch != place.epoch {
+            tracing::error!(epoch, "a new history begins: {cause}");
+        }
+        Ok(epoch != place.epoch)
+    }
+
+    /// Commits that do not wait although they are wanted to are worth a warning; they are captured all the same.
+    async fn tell_who_waits(&self) {
+        match self.engine.synchronous(&self.cluster).await {
+            Ok(now) if now.wait == Wait::Always => tracing::info!("{}", now.told),
+            Ok(now) => tracing::warn!("pitr.synchronous is on, but {}", now.told),
+            Err(error) => tracing::warn!(hint = error.hint, "pitr.synchronous is on, but {}", error.what),
+        }
     }
 
     /// The server keeps its log for as long as it is to be captured, and no longer: it would fill its disk.

@@ -111,7 +111,7 @@ impl Capture {
             self.reader.read(&mut self.buffer).await?;
             let read = self.buffer.len() - before;
             self.read += read as u64;
-            if (1..LARGE).contains(&read) {
+            if (1..LARGE).contains(&read) && !config.synchronous {
                 self.rest_until = Instant::now() + REST;
             }
         }
@@ -141,9 +141,15 @@ impl Capture {
         let interval = Duration::from_secs(config.upload_interval_sec.into());
         match self.waiting_since {
             _ if self.buffer.len() >= SLICE => true,
+            _ if self.is_waited_for(config) => true,
             Some(since) => since.elapsed() >= interval,
             None => !self.buffer.is_empty() && self.idle_since.elapsed() >= self.tuning.idle_interval,
         }
+    }
+
+    /// Whether commits may be waiting for something in the buffer.
+    fn is_waited_for(&self, config: &PitrConfig) -> bool {
+        config.synchronous && (1..).contains(&self.buffer.len())
     }
 
     /// Hands the buffer over to be stored, once the one before it is.
@@ -159,7 +165,7 @@ impl Capture {
         let spanned = self.buffer.summary.end.time.duration_since(self.buffer.summary.start.time);
         let is_long = spanned >= SignedDuration::from_mins(config.oplog_span_min.into());
         // What holds nothing becomes no longer by waiting.
-        let full = substantial || (is_long && !self.buffer.holds_nothing());
+        let full = self.is_waited_for(config) || substantial || (is_long && !self.buffer.holds_nothing());
         // Signs of life stay in the buffer: the next slice holds them too, and replaces this one.
         let piece = if full { self.buffer.take() } else { self.buffer.copy() };
         let replaces = self.idle_tail.take();
@@ -178,7 +184,8 @@ impl Capture {
             self.told.clone(),
         );
         self.storing = Some(Storing { task: tokio::spawn(work.in_current_span()), idle: !full });
-        if full { Ok(()) } else { self.settle().await }
+        // What comes meanwhile is stored together, as soon as this is.
+        if full && !at_once { Ok(()) } else { self.settle().await }
     }
 
     /// Waits for what is being stored. Giving up the wait loses nothing.

@@ -50,7 +50,12 @@ pub(crate) struct Room {
     pace: Pace,
     /// The time left when it was warned of last.
     warned: Option<SignedDuration>,
+    /// When it was told last what the server has to be warned of.
+    told: Option<Instant>,
 }
+
+/// What the server has to be warned of is told again after this time.
+const TOLD_AGAIN: Duration = Duration::from_secs(600);
 
 impl Room {
     pub(crate) fn new(
@@ -59,7 +64,7 @@ impl Room {
         captured: watch::Receiver<(u64, Point)>,
         every: Duration,
     ) -> Self {
-        Self { engine, metrics, captured, every, pace: Pace::default(), warned: None }
+        Self { engine, metrics, captured, every, pace: Pace::default(), warned: None, told: None }
     }
 
     /// Looks from time to time, without end. Never fails: a server that is away is found out elsewhere.
@@ -74,6 +79,12 @@ impl Room {
         let (read, captured) = self.captured.borrow().clone();
         let rate = self.pace.note(Instant::now(), read);
         let Ok(probe) = self.engine.probe().await else { return };
+        if probe.warnings.is_empty() {
+            self.told = None;
+        } else if self.told.is_none_or(|told| told.elapsed() >= TOLD_AGAIN) {
+            self.told = Some(Instant::now());
+            probe.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        }
         let left = time_left(&probe, &captured, rate);
         self.metrics.log_left(left);
         let Some(left) = left else { return };
@@ -139,6 +150,7 @@ mod tests {
             head: point(head),
             log_start: Some(point(start)),
             log_room: room,
+            warnings: Vec::new(),
         }
     }
 

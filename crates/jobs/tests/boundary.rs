@@ -160,6 +160,7 @@ impl Engine for Counting {
             head: point(self.at.load(Ordering::SeqCst)),
             log_start: None,
             log_room: None,
+            warnings: Vec::new(),
         })
     }
 
@@ -214,7 +215,7 @@ impl Engine for Counting {
     async fn open_log(&self, request: &LogRequest<'_>) -> Outcome<LogStart> {
         if request.after.is_some() && self.left.load(Ordering::SeqCst) {
             self.left.store(false, Ordering::SeqCst);
-            return Ok(LogStart::Lost { cause: "it was left".into() });
+            return Ok(LogStart::Left { cause: "it was left".into() });
         }
         let at = request.after.cloned().unwrap_or_else(|| point(BEGIN));
         let reader = Follower { next: number(&at) + 1, at: self.at.clone(), stored: self.stored.clone() };

@@ -28,7 +28,7 @@ use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
     Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, LogCheck, LogRequest, LogStart,
     Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
-    SnapshotRequest, Spoken, Words,
+    SnapshotRequest, Spoken, Synchronous, Words,
 };
 use hindsight_format::{Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -102,6 +102,7 @@ impl Engine for MongoEngine {
             head,
             log_start,
             log_room,
+            warnings: Vec::new(),
         })
     }
 
@@ -116,6 +117,11 @@ impl Engine for MongoEngine {
             catalog.collections.iter().map(snapshot::stored::StoredCollection::info).collect();
         collections.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(collections)
+    }
+
+    async fn synchronous(&self, _cluster: &ClusterRepository) -> Result<Synchronous> {
+        Err(EngineError::new(FailureKind::Unsupported, "the commits of MongoDB cannot wait for the capture")
+            .hint("leave pitr.synchronous off: only what a majority of the members has is captured, within pitr.uploadIntervalSec"))
     }
 
     async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart> {

@@ -43,7 +43,7 @@ pub async fn probe(address: &Address) -> Result<Probe> {
     };
     let mut members = vec![own];
     members.extend(standbys(&mut connection, system.flushed).await?);
-    let log_room = room(&mut connection, system.flushed).await?;
+    let (log_room, warnings) = room(&mut connection, system.flushed).await?;
     let version = connection.parameter("server_version").unwrap_or_default();
     let probe = Probe {
         engine: NAME,
@@ -56,6 +56,7 @@ pub async fn probe(address: &Address) -> Result<Probe> {
         // Nothing tells when a position was written.
         log_start: None,
         log_room,
+        warnings,
     };
     connection.close().await;
     Ok(probe)
@@ -78,9 +79,11 @@ async fn standbys(connection: &mut Connection, flushed: Lsn) -> Result<Vec<Membe
                 CASE WHEN r.replay_lsn >= {} THEN 0 ELSE extract(epoch FROM r.replay_lag)::bigint END AS lag \
          FROM pg_catalog.pg_stat_replication r \
          WHERE r.replay_lsn IS NOT NULL AND NOT EXISTS \
-             (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical') \
+             (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid \
+                AND (s.slot_type = 'logical' OR pg_catalog.starts_with(s.slot_name::text, {}))) \
          ORDER BY 1, 2",
-        quote_text(&flushed.to_string())
+        quote_text(&flushed.to_string()),
+        quote_text(slot::PREFIX)
     );
     let rows = connection.query(&statement, "asking for the standbys").await?;
     let member = |row: Row| {
@@ -96,23 +99,54 @@ async fn standbys(connection: &mut Connection, flushed: Lsn) -> Result<Vec<Membe
     Ok(rows.into_iter().map(member).collect())
 }
 
-/// How much log the server still keeps for what captures it. Whose slot is whose is not known here: the one that is in danger
-/// first counts. None where there is none, or it may keep as much as the disk holds.
-async fn room(connection: &mut Connection, flushed: Lsn) -> Result<Option<LogRoom>> {
+/// How much log the server still keeps for what captures it, and what is to be said of that. Whose slot is whose is not known here: of
+/// those that are bounded the one that is in danger first counts.
+async fn room(connection: &mut Connection, flushed: Lsn) -> Result<(Option<LogRoom>, Vec<String>)> {
     let statement = format!(
-        "SELECT restart_lsn AS restart, safe_wal_size AS safe FROM pg_catalog.pg_replication_slots \
+        "SELECT slot_name AS name, restart_lsn AS restart, safe_wal_size AS safe, wal_status AS status \
+         FROM pg_catalog.pg_replication_slots \
          WHERE slot_type = 'physical' AND NOT temporary AND pg_catalog.starts_with(slot_name::text, {}) \
-           AND restart_lsn IS NOT NULL AND safe_wal_size IS NOT NULL \
-         ORDER BY safe_wal_size LIMIT 1",
+         ORDER BY safe_wal_size",
         quote_text(slot::PREFIX)
     );
     let rows = connection.query(&statement, "asking for the replication slots").await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let (Some(restart), Some(safe)) = (number::<Lsn>(row, "restart"), number::<i64>(row, "safe")) else {
-        return Err(odd("it does not tell how far a slot is"));
-    };
-    let used = flushed.since(restart).unwrap_or(0);
-    Ok(Some(LogRoom { used, capacity: used.saturating_add(u64::try_from(safe).unwrap_or(0)), kept_secs: 0 }))
+    let (mut room, mut warnings) = (None, Vec::new());
+    for row in &rows {
+        let used = number::<Lsn>(row, "restart").map(|restart| flushed.since(restart).unwrap_or(0));
+        let safe = number::<i64>(row, "safe").map(|safe| u64::try_from(safe).unwrap_or(0));
+        if let Some((used, safe)) = used.zip(safe) {
+            room.get_or_insert(LogRoom { used, capacity: used.saturating_add(safe), kept_secs: 0 });
+        }
+        let (name, status) = (row.get("name").unwrap_or_default(), row.get("status").unwrap_or_default());
+        warnings.extend(in_danger(name, status, used, safe));
+    }
+    Ok((room, warnings))
+}
+
+/// What is to be said of a slot that may be lost, or fills the disk. `used` is what it keeps, `safe` what it may keep besides.
+fn in_danger(name: &str, status: &str, used: Option<u64>, safe: Option<u64>) -> Option<String> {
+    let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+    let kept = mib(used.unwrap_or(0));
+    Some(match (status, safe) {
+        ("lost", _) => format!(
+            "the server has given up the replication slot {name}, which kept more log than max_slot_wal_keep_size allows: there is \
+             a gap in what is captured"
+        ),
+        ("unreserved", _) => format!(
+            "the server gives up the replication slot {name} with its next checkpoint, and what is not captured yet is lost then: \
+             raise max_slot_wal_keep_size now ({kept} are kept), and reload"
+        ),
+        (_, Some(safe)) if used.is_some_and(|used| used > safe) => format!(
+            "the replication slot {name} keeps {kept} of log that is not captured yet, and is given up when it is {} more: see \
+             what holds the capture back, or raise max_slot_wal_keep_size",
+            mib(safe)
+        ),
+        ("extended", None) => format!(
+            "the replication slot {name} keeps {kept} of log that is not captured yet, more than max_wal_size, and may fill the \
+             disk: see what holds the capture back, or bound it by max_slot_wal_keep_size"
+        ),
+        _ => return None,
+    })
 }
 
 fn number<T: std::str::FromStr>(row: &Row, column: &str) -> Option<T> {
@@ -208,6 +242,31 @@ mod tests {
             assert_eq!(natural_name(given, system), name);
         }
         assert_eq!(natural_name("", "7"), "pg-7");
+    }
+
+    #[test]
+    fn a_slot_is_warned_of_long_before_it_is_lost() {
+        let mib = |mib: u64| Some(mib << 20);
+        for (status, used, safe, words) in [
+            ("reserved", mib(1), None, None),
+            ("reserved", mib(100), mib(900), None),
+            ("extended", mib(400), mib(600), None),
+            (
+                "extended",
+                mib(600),
+                mib(400),
+                Some("keeps 600 MiB of log that is not captured yet, and is given up when it is 400"),
+            ),
+            ("extended", mib(2000), None, Some("more than max_wal_size")),
+            ("unreserved", mib(1100), mib(0), Some("with its next checkpoint")),
+            ("lost", None, None, Some("has given up")),
+        ] {
+            let said = in_danger("hindsight_shop", status, used, safe);
+            match words {
+                None => assert_eq!(said, None, "{status} {used:?}"),
+                Some(words) => assert!(said.as_ref().is_some_and(|said| said.contains(words)), "{status}: {said:?}"),
+            }
+        }
     }
 
     #[test]

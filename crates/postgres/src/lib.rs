@@ -2,7 +2,8 @@
 //!
 //! - [`wire`] speaks the protocol for replication and simple queries, [`Address`] says with whom;
 //! - [`base`] takes base backups, and checks what is stored of them;
-//! - [`wal`] reads the log; [`slot`] and [`follow`] see to it that none of it is lost, [`check`] reads what is stored of it;
+//! - [`wal`] reads the log; [`slot`] and [`follow`] see to it that none of it is lost, [`synchronous`] that commits wait for it;
+//!   [`check`] reads what is stored of it;
 //! - [`lineage`] tells a server from a copy of it;
 //! - [`find`] looks for restore points that are no times; [`restore`] unpacks a base, and gives a server its log up to one;
 //! - [`scratch`] does so for a trial.
@@ -19,12 +20,14 @@ pub mod fuzzing;
 pub mod grants;
 pub mod lineage;
 mod lsn;
+mod members;
 mod point;
 pub mod restore;
 pub mod scratch;
 mod server;
 pub mod slot;
 mod summary;
+pub mod synchronous;
 pub mod wal;
 pub mod wire;
 
@@ -37,7 +40,7 @@ use hindsight_catalog::{History, RestorePlan, Stretch, Target};
 use hindsight_engine::{
     Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, Kept, LogCheck, LogRequest,
     LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
-    SnapshotRequest, Spoken, Words,
+    SnapshotRequest, Spoken, Synchronous, Words,
 };
 use hindsight_format::{Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -94,6 +97,11 @@ impl PostgresEngine {
             uri => Ok(Address::parse(uri)?),
         }
     }
+
+    /// The server that is meant, of several that were named.
+    async fn leader(&self) -> Result<Address> {
+        Ok(members::leader(&self.address()?).await?.address)
+    }
 }
 
 #[async_trait]
@@ -115,7 +123,7 @@ impl Engine for PostgresEngine {
     }
 
     async fn probe(&self) -> Result<Probe> {
-        cluster::probe(&self.address()?).await
+        cluster::probe(&self.leader().await?).await
     }
 
     async fn keep_log(&self, cluster: &ClusterRepository, keep: bool) -> Result<Kept> {
@@ -127,11 +135,15 @@ impl Engine for PostgresEngine {
     }
 
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
-        base::take(&self.address()?, job, request).await
+        base::take(&self.leader().await?, job, request).await
     }
 
     async fn describe(&self, cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Vec<Content>> {
         base::describe(cluster, manifest).await
+    }
+
+    async fn synchronous(&self, cluster: &ClusterRepository) -> Result<Synchronous> {
+        synchronous::look(&self.address()?, cluster).await
     }
 
     async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart> {

@@ -139,13 +139,27 @@ impl Postgres {
     /// Those of [`Postgres::start`], and of `pg_basebackup`.
     pub async fn standby(&self, options: PostgresOptions) -> Result<Self> {
         let standby = Self::prepare(options)?;
-        let mut basebackup = standby.as_owner("pg_basebackup");
-        basebackup.args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"]);
-        basebackup.arg("-h").arg(self.socket_folder()).args(["-p", &self.port().to_string(), "-U", "postgres", "-D"]);
-        basebackup.arg(standby.data_dir());
-        said(basebackup).await?;
-        standby.run().await?;
+        standby.follow(self).await?;
         Ok(standby)
+    }
+
+    /// Makes this server, whatever it was and had, a standby of another one.
+    ///
+    /// # Errors
+    /// Those of [`Postgres::standby`].
+    pub async fn follow(&self, primary: &Self) -> Result<()> {
+        self.stop().await?;
+        for entry in fs::read_dir(self.data_dir())? {
+            let path = entry?.path();
+            if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+        }
+        let mut basebackup = self.as_owner("pg_basebackup");
+        basebackup.args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"]);
+        let port = primary.port().to_string();
+        basebackup.arg("-h").arg(primary.socket_folder()).args(["-p", &port, "-U", "postgres", "-D"]);
+        basebackup.arg(self.data_dir());
+        said(basebackup).await?;
+        self.run().await
     }
 
     /// A server on a data directory that something else will fill, which is not started yet: see [`Postgres::restart`].
@@ -296,6 +310,20 @@ impl Postgres {
             // The only failure of these is a child that is gone already.
             let _ = child.kill();
             let _ = child.wait();
+        }
+    }
+
+    /// Kills all processes of the server at once, as the end of its machine would: none gets to end, or to answer anybody.
+    pub fn crash(&self) {
+        let pid = self.child().as_ref().map(|child| child.id());
+        let children =
+            pid.map(|pid| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default());
+        self.kill9();
+        for child in children.unwrap_or_default().split_whitespace() {
+            if let Some(child) = child.parse().ok().and_then(Pid::from_raw) {
+                // It may have noticed already.
+                let _ = kill_process(child, Signal::KILL);
+            }
         }
     }
 

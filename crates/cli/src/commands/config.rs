@@ -4,8 +4,8 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hindsight_engine::{Engine, Kept};
-use hindsight_format::{ClusterConfig, ConfigError};
+use hindsight_engine::{Engine, FailureKind, Kept, Wait};
+use hindsight_format::{ClusterConfig, ConfigError, PitrConfig};
 use hindsight_jobs::CAPTURE_LEASE;
 use hindsight_repository::ClusterRepository;
 use serde::Serialize;
@@ -39,6 +39,7 @@ const LETS_GO: Duration = Duration::from_secs(10);
     pitr.uploadIntervalSec         seconds after which what was captured is stored (5)\n  \
     pitr.oplogSpanMin              minutes that a merged slice of log spans (10)\n  \
     pitr.compressionLevel          zstd level of the log, 1 to 19 (2)\n  \
+    pitr.synchronous               whether commits may wait until they are stored (false)\n  \
     backup.compressionLevel        zstd level of snapshots, 1 to 19 (2)\n  \
     backup.numParallelCollections  readers at the same time, 0 chooses (0)\n  \
     backup.rateLimitMib            MiB that are read per second at most, 0 for any number (0)\n  \
@@ -162,11 +163,17 @@ impl Changing {
         context: &Context,
     ) -> Result<ClusterConfig, Failure> {
         let before = self.cluster.config().await?.1;
-        let was_on = before.pitr.enabled;
-        if !was_on && change(before)?.pitr.enabled {
+        let was = before.pitr.clone();
+        let wanted = change(before)?.pitr;
+        self.may_wait(&was, &wanted).await?;
+        let was_on = was.enabled;
+        if !was_on && wanted.enabled {
             self.keep_log(true, context).await?;
         }
         let config = self.cluster.update_config(change).await?;
+        if config.pitr.synchronous && !was.synchronous {
+            self.tell_who_waits(context).await;
+        }
         if config.pitr.enabled != was_on {
             follow(&self.cluster, config.pitr.enabled, context).await;
         }
@@ -174,6 +181,32 @@ impl Changing {
             self.keep_log(false, context).await?;
         }
         Ok(config)
+    }
+
+    /// Refuses that commits are to wait where they never can, and that they are to wait no longer while the server makes them.
+    async fn may_wait(&self, was: &PitrConfig, wanted: &PitrConfig) -> Result<(), Failure> {
+        let acknowledges = |pitr: &PitrConfig| pitr.enabled && pitr.synchronous;
+        let (on, off) = (wanted.synchronous && !was.synchronous, acknowledges(was) && !acknowledges(wanted));
+        if !on && !off {
+            return Ok(());
+        }
+        match self.engine.synchronous(&self.cluster).await {
+            Ok(now) if off && now.wait == Wait::Always => {
+                Err(Failure::new(Exit::Refused, "the server's commits wait for the capture, and would wait for ever")
+                    .hint(format!("{}, and then this once more", now.release)))
+            }
+            Ok(_) => Ok(()),
+            Err(error) if on && (self.connected || error.kind == FailureKind::Unsupported) => Err(error.into()),
+            // A server that is away has no commits that could wait.
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn tell_who_waits(&self, context: &Context) {
+        match self.engine.synchronous(&self.cluster).await {
+            Ok(now) => context.out.note(&format!("Note: {}", now.told)),
+            Err(error) => context.out.note(&format!("Note: {error}; `{} status` tells it later", context.program)),
+        }
     }
 
     /// Asks the server to keep its log for the capture, or no longer to. While it is away that is left to the agent.

@@ -58,6 +58,13 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     if wanted(Section::Pitr) {
         let mut pitr = Pitr::of(&overview, false, now, context.program);
         pitr.warn_of_room(left);
+        if let Ok(now) = &connected {
+            pitr.warn_of(&now.probe.warnings);
+            if let Some(cluster) = &cluster {
+                let waits = now.engine.synchronous(cluster).await.map_err(|error| error.what);
+                pitr.tell_who_waits(overview.config.pitr.synchronous, waits.as_ref().map_err(String::as_str));
+            }
+        }
         status.pitr = Some(pitr);
     }
     if wanted(Section::Running) {

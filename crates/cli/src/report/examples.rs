@@ -207,6 +207,7 @@ pub(super) fn probe() -> Probe {
         head: point("2021-02-09T12:20:27Z"),
         log_start: Some(point("2021-02-08T09:20:27Z")),
         log_room: None,
+        warnings: Vec::new(),
     }
 }
 

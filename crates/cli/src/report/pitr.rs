@@ -1,6 +1,7 @@
 //! What can be restored to, and how the capture is doing.
 
 use hindsight_catalog::{Gap, Range};
+use hindsight_engine::{Synchronous, Wait};
 use hindsight_format::{LeaseRecord, OperationKind, format_time};
 use hindsight_jobs::{Captured, LITTLE_TIME, Overview};
 use jiff::{SignedDuration, Timestamp};
@@ -32,6 +33,9 @@ pub(crate) struct Pitr {
     capture: Capture,
     /// What is wrong.
     warnings: Vec<String>,
+    /// Whether commits of the database wait until they are stored; only where they are to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    synchronous: Option<Wait>,
     /// The ranges and gaps in the order of history.
     #[serde(skip)]
     lines: Vec<String>,
@@ -40,6 +44,9 @@ pub(crate) struct Pitr {
     snapshots: bool,
     #[serde(skip)]
     now: Timestamp,
+    /// That commits wait, as a sentence.
+    #[serde(skip)]
+    waits: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -100,9 +107,41 @@ impl Pitr {
             unbacked: unbacked.then(|| unbacked_of(overview)),
             warnings: warnings(overview, &capture, now, program),
             capture,
+            synchronous: None,
             lines: lines.into_iter().map(|(_, line)| line).collect(),
             snapshots: !overview.history.snapshots.is_empty(),
             now,
+            waits: None,
+        }
+    }
+
+    /// Says whether commits wait for the capture; `wanted` is what is set.
+    pub(crate) fn tell_who_waits(&mut self, wanted: bool, now: Result<&Synchronous, &str>) {
+        let on = self.on && wanted;
+        match now {
+            Ok(now) if on => {
+                self.synchronous = Some(now.wait);
+                match now.wait {
+                    Wait::Always => self.waits = Some(now.told.clone()),
+                    Wait::Sometimes | Wait::Never => {
+                        self.warnings.push(format!("pitr.synchronous is on, but {}", now.told));
+                    }
+                }
+            }
+            // By its own name: nobody answers to that while it is off.
+            Ok(now) if now.wait == Wait::Always => self.warnings.push(format!(
+                "commits wait for a capture that does not acknowledge them (pitr.enabled or pitr.synchronous is off); {}",
+                now.release
+            )),
+            Err(why) if on => self.warnings.push(format!("pitr.synchronous is on, but {why}")),
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// What the server itself has to be warned of.
+    pub(crate) fn warn_of(&mut self, warnings: &[String]) {
+        if self.on {
+            self.warnings.extend_from_slice(warnings);
         }
     }
 
@@ -152,6 +191,9 @@ impl Pitr {
         }
         if let Some(line) = self.capture.text(self.now) {
             text.push_str(&format!("  {line}\n"));
+        }
+        if let Some(waits) = &self.waits {
+            text.push_str(&format!("  {waits}\n"));
         }
         for warning in &self.warnings {
             text.push_str(&format!("  WARNING: {warning}\n"));

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod disks;
 mod ends;
+mod failover;
 mod google;
 mod housekeeping;
 mod in_place;

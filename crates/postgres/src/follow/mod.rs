@@ -15,6 +15,7 @@
 //! end that is later than its start.
 
 mod begin;
+mod keeper;
 mod open;
 mod pump;
 
@@ -33,8 +34,9 @@ use crate::wal::{Event, Expect, Extent, WalError, WalReader};
 use crate::wire::{Connection, Replication, TimelineEnd};
 use crate::{Address, Lsn, of_point, point};
 
+use keeper::Keeper;
 pub use open::{Reserved, open};
-use pump::{PATIENCE, Piece, Pump};
+use pump::{PATIENCE, Piece, Pump, Says};
 
 /// How long to wait for news before there are none.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -63,6 +65,10 @@ pub struct Follower {
     time: Timestamp,
     /// What was committed so long before a moment is sent by then.
     margin: SignedDuration,
+    /// What the server is told of what is safe.
+    says: Says,
+    /// What looks after the other members.
+    keeper: Option<Keeper>,
 }
 
 impl Follower {
@@ -171,8 +177,8 @@ impl Follower {
         let all = system.flushed <= received;
         let stream = connection.start_replication(self.slot.as_deref(), received, timeline).await?;
         let (slot, stored) = (self.slot.clone(), self.stored.subscribe());
-        let pump = Pump { stream, slot, received, all, primary, patience: Some(PATIENCE), silent: false, stored };
-        self.pieces = pump.start();
+        let (says, patience) = (self.says, Some(PATIENCE));
+        self.pieces = Pump { stream, slot, received, all, primary, patience, says, stored }.start();
         Ok(())
     }
 }
@@ -183,6 +189,9 @@ impl LogReader for Follower {
         let (end, _) = of_point(&buffer.summary.end).map_err(no_point)?;
         if end != self.delivered.end {
             return Err(odd(format!("the log after {end} is asked for, and it was read up to {}", self.delivered.end)));
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.check()?;
         }
         // What came with the opening.
         self.deliver(buffer)?;

@@ -14,22 +14,33 @@ use jiff::SignedDuration;
 use tokio::sync::watch;
 
 use super::begin::{Beginning, Failure};
-use super::pump::{PATIENCE, Pump};
+use super::keeper::{Keeper, Members};
+use super::pump::{PATIENCE, Pump, Says};
 use super::{Follower, MARGIN, no_point, odd};
+use crate::address::Host;
 use crate::cluster::{history, milliseconds, parameters};
 use crate::wal::{Expect, Extent, History, Problem, Span, WalReader};
 use crate::wire::{Connection, Replication, SystemIdentity};
-use crate::{Address, Lsn, NAME, STREAM, TimelineId, of_point, point, slot};
+use crate::{Address, Lsn, NAME, STREAM, TimelineId, members, of_point, point, slot, synchronous};
 
 /// Begins to follow the log: after a point that is stored, through the slot that was made for it where there is one; or
-/// from its present end on.
+/// from its present end on. Of several servers that were named the one that leads is followed, and the slots of the others are looked
+/// after.
 ///
 /// # Errors
 /// The server cannot be reached or refuses, is not the one that is captured, or has not come as far as what is stored.
 pub async fn open(address: &Address, request: &LogRequest<'_>) -> Result<LogStart> {
-    let mut connection = Connection::connect(address, Replication::Physical).await?;
-    let mut site = Site::of(address, &mut connection).await?;
+    let leader = members::leader(address).await?;
+    let mut followed = leader.address;
+    if request.synchronous {
+        followed.application_name = synchronous::name(request.cluster);
+    }
+    let mut connection = Connection::connect(&followed, Replication::Physical).await?;
+    let mut site = Site::of(&followed, &mut connection).await?;
     site.must_be_captured(request.cluster).await?;
+    site.silent = leader.silent;
+    site.says = if request.synchronous { Says::AllIsStored } else { Says::Stored };
+    site.members = (address.hosts().len() > 1).then(|| (address.clone(), connection.host().clone()));
     let slot = slot::name(request.cluster);
     // One that keeps nothing was given up by the server.
     let keeps = connection.read_slot(&slot).await?.is_some_and(|position| position.restart.is_some());
@@ -81,8 +92,9 @@ impl Reserved {
     pub async fn follow(mut self, from: Lsn) -> Result<(Follower, Point)> {
         let site = Site::of(&self.address, &mut self.connection).await?;
         // Where commits wait for standbys they are not to wait for this one; the log then stays until the session ends.
-        let silent = !self.connection.show("synchronous_standby_names").await?.is_empty();
-        let site = Site { slot: Some(self.slot), patience: None, silent, ..site };
+        let waits = !self.connection.show("synchronous_standby_names").await?.is_empty();
+        let says = if waits { Says::Nothing } else { Says::Stored };
+        let site = Site { slot: Some(self.slot), patience: None, says, ..site };
         let start = Lsn(from.0 - from.0 % u64::from(site.expect.segment_size.bytes()));
         let slot = site.slot.as_deref();
         let mut begun = site.begin(self.connection, slot, start, site.timeline_at(start)).await?;
@@ -107,8 +119,12 @@ struct Site {
     margin: SignedDuration,
     /// How long a stream is kept while nobody reads it.
     patience: Option<Duration>,
-    /// Whether the server is not told what is safe.
-    silent: bool,
+    /// What the server is told of what is safe.
+    says: Says,
+    /// All servers that were named, where there are several, and which of them this is.
+    members: Option<(Address, Host)>,
+    /// Those that did not answer.
+    silent: Vec<Host>,
 }
 
 /// What is stored right before a point.
@@ -137,7 +153,9 @@ impl Site {
             slot: None,
             margin,
             patience: Some(PATIENCE),
-            silent: false,
+            says: Says::Stored,
+            members: None,
+            silent: Vec::new(),
         })
     }
 
@@ -194,6 +212,19 @@ impl Site {
         }
     }
 
+    /// What is stored ends on a timeline that the server has not come by, or not so far.
+    fn other_history(&self, stored: TimelineId, cause: String) -> Result<LogStart> {
+        match self.silent.first() {
+            // An old primary that came back while the one that was promoted is away.
+            Some(host) if self.system.timeline <= stored => Err(EngineError::new(
+                FailureKind::Unreachable,
+                format!("{cause}; {host} does not answer, and may have gone on with what is stored"),
+            )
+            .hint("start it, or leave it out of the connection string if it is gone for good")),
+            _ => Ok(LogStart::Left { cause }),
+        }
+    }
+
     fn begins_segment(&self, lsn: Lsn) -> bool {
         lsn.0.is_multiple_of(self.expect.segment_size.bytes().into())
     }
@@ -243,7 +274,7 @@ impl Site {
             ));
         }
         if let Some(cause) = left {
-            return Ok(LogStart::Lost { cause });
+            return self.other_history(timeline, cause);
         }
         let other =
             format!("what the server has before {at} is not what is stored: it was set back, or is another one");
@@ -254,7 +285,7 @@ impl Site {
         if begins_segment {
             let read = async { self.lead(self.begin(connection, None, page, timeline).await?, at).await };
             connection = match read.await {
-                Ok(begun) if differs(&begun.bytes) => return Ok(LogStart::Lost { cause: other }),
+                Ok(begun) if differs(&begun.bytes) => return self.other_history(timeline, other),
                 Ok(begun) => begun.stream.finish().await?,
                 Err(Failure::Removed | Failure::Unreadable(_)) => {
                     Connection::connect(&self.address, Replication::Physical).await?
@@ -277,21 +308,21 @@ impl Site {
                 let cause = format!("the server has removed its log after {at}, which was not captured yet");
                 return Ok(LogStart::Lost { cause });
             }
-            Err(Failure::Unreadable(error)) => return Ok(LogStart::Lost { cause: format!("{other} ({error})") }),
+            Err(Failure::Unreadable(error)) => return self.other_history(timeline, format!("{other} ({error})")),
             Err(Failure::Other(error)) => return Err(error),
         };
         // Slices end with records, but for the parts of a long one.
         let begins_page = at.0.is_multiple_of(self.expect.block_size.into());
         let ends_record = begun.reader.whole().is_some_and(|whole| whole.end == at);
         if !(begins_page || ends_record) || differs(&begun.bytes) {
-            return Ok(LogStart::Lost { cause: other });
+            return self.other_history(timeline, other);
         }
         let delivered = begun.reader.extent();
         begun.forget();
         begun.reader.only(timeline);
         match begun.rest() {
             Err(error) if matches!(error.problem, Problem::PreviousRecord { .. }) => {
-                return Ok(LogStart::Lost { cause: format!("{other} ({error})") });
+                return self.other_history(timeline, format!("{other} ({error})"));
             }
             rest => rest.map_err(Failure::Unreadable)?,
         }
@@ -341,9 +372,13 @@ impl Site {
             // What there is on the timelines after this one its clock knows nothing of.
             primary: self.primary && begun.timeline == self.system.timeline,
             patience: self.patience,
-            silent: self.silent,
+            says: self.says,
             stored: stored.subscribe(),
         };
+        let keeper = self.members.zip(self.slot.clone()).map(|((address, followed), slot)| {
+            let system = self.system.system;
+            Keeper::start(Members { address, followed, slot, system, stored: stored.subscribe() })
+        });
         Follower {
             address: self.address,
             slot: self.slot,
@@ -356,6 +391,8 @@ impl Site {
             delivered,
             time: at.time,
             margin: self.margin,
+            says: self.says,
+            keeper,
         }
     }
 }

@@ -33,6 +33,18 @@ pub(super) enum Piece {
     Switch(TimelineEnd),
 }
 
+/// What a server is told of how far we are. Who tells what is safe counts as a standby, and commits may wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    /// Only what has arrived.
+    Nothing,
+    /// Also what is stored.
+    Stored,
+    /// Only what is stored, as if nothing else had arrived: whatever a commit waits for (`remote_write`, `on`, `remote_apply`), it waits
+    /// until then.
+    AllIsStored,
+}
+
 /// A stream that is read by a task of its own.
 pub(super) struct Pump {
     pub(super) stream: WalStream,
@@ -46,8 +58,8 @@ pub(super) struct Pump {
     pub(super) primary: bool,
     /// How long it is kept while nobody reads it; none for as long as it lasts.
     pub(super) patience: Option<Duration>,
-    /// Whether the server is not told what is safe: who tells that counts as a standby, and commits may wait for it.
-    pub(super) silent: bool,
+    /// What the server is told of what is safe.
+    pub(super) says: Says,
     /// Up to where all is safe.
     pub(super) stored: watch::Receiver<Lsn>,
 }
@@ -127,14 +139,21 @@ impl Pump {
     /// Says how far we are; with `reply` the server answers with its clock.
     async fn tell(&mut self, reply: bool) -> Result<()> {
         let stored = *self.stored.borrow_and_update();
-        let flushed = if self.silent { Lsn::INVALID } else { stored };
-        let status = StandbyStatus { written: self.received, flushed, applied: Lsn::INVALID, reply };
-        Ok(self.stream.send_status(status).await?)
+        let (written, flushed, applied) = match self.says {
+            Says::Nothing => (self.received, Lsn::INVALID, Lsn::INVALID),
+            Says::Stored => (self.received, stored, Lsn::INVALID),
+            Says::AllIsStored => (stored, stored, stored),
+        };
+        Ok(self.stream.send_status(StandbyStatus { written, flushed, applied, reply }).await?)
     }
 
     /// Says that all has come, and nothing of what is stored. So much a server waits for that shuts down, which asks for a reply
-    /// (`WalSndDone`): what is not stored yet its slot still has when it runs again.
+    /// (`WalSndDone`): what is not stored yet its slot still has when it runs again. Where commits wait for us, it waits for what is
+    /// stored, which is soon: who says that nothing is safe is passed over, and commits no longer wait for it.
     async fn let_go(&mut self) -> Result<()> {
+        if self.says == Says::AllIsStored {
+            return self.tell(false).await;
+        }
         let status = StandbyStatus { written: self.received, ..StandbyStatus::default() };
         Ok(self.stream.send_status(status).await?)
     }
@@ -193,32 +212,31 @@ mod tests {
         (number(1), number(9))
     }
 
+    /// A sign of life that wants a reply.
+    async fn ask(server: &mut DuplexStream) {
+        let alive = [&b"k"[..], &4_u64.to_be_bytes(), &[0; 8], &[1]].concat();
+        server.write_all(&[&b"d"[..], &(alive.len() as u32 + 4).to_be_bytes(), &alive].concat()).await.unwrap();
+    }
+
     /// A stream of as many pieces of one byte; only the last is all that there is.
     async fn pump(
         pieces: u64,
         patience: Option<Duration>,
+        says: Says,
     ) -> (mpsc::Receiver<Result<Piece>>, watch::Sender<Lsn>, DuplexStream) {
         let all: Vec<_> = (1..=pieces).map(|at| (Lsn(at), &b"x"[..], Lsn(pieces + 1))).collect();
         let (stream, server) = streaming(&all).await;
         let stored = watch::Sender::new(Lsn(1));
-        let (silent, stored_at) = (patience.is_none(), stored.subscribe());
-        let pump = Pump {
-            stream,
-            slot: None,
-            received: Lsn(1),
-            all: false,
-            primary: true,
-            patience,
-            silent,
-            stored: stored_at,
-        };
+        let at = stored.subscribe();
+        let pump = Pump { stream, slot: None, received: Lsn(1), all: false, primary: true, patience, says, stored: at };
         (pump.start(), stored, server)
     }
 
     #[tokio::test]
     async fn what_nobody_reads_is_given_up() {
         for patience in [Some(Duration::ZERO), None] {
-            let (mut pieces, _stored, mut server) = pump(WAITING as u64 + 20, patience).await;
+            let says = if patience.is_some() { Says::Stored } else { Says::Nothing };
+            let (mut pieces, _stored, mut server) = pump(WAITING as u64 + 20, patience, says).await;
             // The server hears of it meanwhile, and what it is told to be here is what was read.
             let mut full = 0;
             while full < 3 {
@@ -248,8 +266,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn where_commits_wait_nothing_counts_before_it_is_stored() {
+        let (mut pieces, stored, mut server) = pump(3, Some(PATIENCE), Says::AllIsStored).await;
+        for _ in 0..3 {
+            pieces.recv().await.unwrap().unwrap();
+        }
+        for (at, asked) in [(1, false), (1, true), (3, false), (3, true), (4, false)] {
+            stored.send_replace(Lsn(at));
+            if asked {
+                ask(&mut server).await;
+            }
+            loop {
+                let (tag, body) = message(&mut server).await;
+                // The first of all asks for the log.
+                if tag != b'd' {
+                    continue;
+                }
+                let (written, flushed) = status(&body);
+                // Also what is applied.
+                assert_eq!((written, body.get(17..25).unwrap()), (flushed, &flushed.to_be_bytes()[..]));
+                assert!(flushed > 0 && flushed <= at);
+                if flushed == at {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn who_shuts_down_is_told_that_all_has_come() {
-        let (mut pieces, stored, mut server) = pump(3, Some(PATIENCE)).await;
+        let (mut pieces, stored, mut server) = pump(3, Some(PATIENCE), Says::Stored).await;
         for clock in [false, false, true] {
             let Some(Ok(Piece::Log { clock: told, .. })) = pieces.recv().await else { panic!("no piece") };
             // The clock counts where nothing is missing.
@@ -257,9 +303,7 @@ mod tests {
         }
         stored.send_replace(Lsn(2));
         told(&mut server, (4, 2)).await;
-        // A sign of life that wants a reply.
-        let alive = [&b"k"[..], &4_u64.to_be_bytes(), &[0; 8], &[1]].concat();
-        server.write_all(&[&b"d"[..], &(alive.len() as u32 + 4).to_be_bytes(), &alive].concat()).await.unwrap();
+        ask(&mut server).await;
         told(&mut server, (4, 0)).await;
         assert!(matches!(pieces.recv().await, Some(Ok(Piece::Quiet(_)))));
         // Who reads is gone: so is the stream, after it has told what is stored.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::connection::{Connection, Row, quote_name};
+use super::connection::{Connection, Row, quote_name, quote_text};
 use super::error::{Error, Result};
 use super::refusal::code;
 use crate::{Lsn, TimelineId};
@@ -115,6 +115,20 @@ impl Connection {
         }
         let (restart, timeline) = (row.may("restart_lsn", &doing)?, row.may("restart_tli", &doing)?);
         Ok(Some(SlotPosition { restart, timeline }))
+    }
+
+    /// Moves a physical slot forward that nobody streams from; gives where it is then. A standby moves it no further than it has
+    /// replayed. The session has to know SQL.
+    ///
+    /// # Errors
+    /// Those of [`Connection::query`].
+    pub async fn advance_slot(&mut self, slot: &str, to: Lsn) -> Result<Lsn> {
+        let doing = format!("moving the replication slot {slot} to {to}");
+        let (slot, to) = (quote_text(slot), quote_text(&to.to_string()));
+        let row = self
+            .one_row(&format!("SELECT end_lsn FROM pg_catalog.pg_replication_slot_advance({slot}, {to})"), &doing)
+            .await?;
+        row.need("end_lsn", &doing)
     }
 
     /// `TIMELINE_HISTORY`: none for a timeline that the server has no file of, as the first never has.

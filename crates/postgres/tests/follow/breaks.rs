@@ -1,7 +1,6 @@
 //! Servers that crash, stop and lose their log.
 
-use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use hindsight_engine::FailureKind;
 use hindsight_postgres::wal::What;
@@ -10,17 +9,7 @@ use hindsight_postgres::{point, slot};
 use hindsight_testkit::{Postgres, PostgresOptions, postgres_version};
 
 use crate::captured::{Capture, check, compare, frames};
-use crate::{address, lost, open, options, place, repository, soon, written};
-
-/// Kills the whole server at once: none of its processes gets to end.
-fn crash(server: &Postgres) {
-    let id = fs::read_to_string(server.data_dir().join("postmaster.pid")).unwrap();
-    let id = id.lines().next().unwrap().to_owned();
-    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-    server.kill9();
-    let kill = Command::new("kill").arg("-KILL").args(children.split_whitespace()).stderr(Stdio::null()).status();
-    kill.unwrap();
-}
+use crate::{address, left, lost, open, options, place, repository, soon, written};
 
 #[tokio::test]
 async fn a_server_that_crashed_is_captured_on() {
@@ -42,7 +31,7 @@ async fn a_server_that_crashed_is_captured_on() {
                 match capture.read().await {
                     // In the midst of the record.
                     Ok(()) if capture.end().0 > begun.0 + (20 << 20) && !failed => {
-                        crash(&server);
+                        server.crash();
                         failed = true;
                     }
                     Ok(()) => {}
@@ -168,6 +157,15 @@ async fn a_slot_that_the_server_gave_up_is_made_anew() {
     capture.until(written(&server).await).await;
     let end = capture.stored.last().unwrap().name.end.clone();
     drop(capture);
+    let warnings = async || hindsight_postgres::cluster::probe(&address(&server)).await.unwrap().warnings;
+    assert!(warnings().await.is_empty());
+    soon(async {
+        while !warnings().await.iter().any(|said| said.contains("not captured yet, and is given up when it is")) {
+            server.sql("insert into item values (0)").await.unwrap();
+            server.sql("select pg_switch_wal()").await.unwrap();
+        }
+    })
+    .await;
     soon(async {
         while server.sql("select count(*) from pg_replication_slots where wal_status = 'lost'").await.unwrap() != "1" {
             go_on(&server).await;
@@ -175,6 +173,7 @@ async fn a_slot_that_the_server_gave_up_is_made_anew() {
     })
     .await;
     assert!(lost(&server, &cluster, &end).await.contains("has removed its log after"));
+    assert!(warnings().await.iter().any(|said| said.contains("has given up")), "{:?}", warnings().await);
     let made = slot::keep(&address(&server), &cluster, true).await.unwrap();
     assert!(format!("{made:?}").contains("made anew"), "{made:?}");
     let again = slot::keep(&address(&server), &cluster, true).await.unwrap();
@@ -195,7 +194,7 @@ async fn a_point_that_the_server_has_not_reached_is_waited_for() {
     assert!(error.what.contains("has come to") && error.hint.is_some(), "{}", error.what);
     // Amid a record.
     let amid = point(jiff::Timestamp::now(), hindsight_postgres::Lsn(written.0 - 8), 1).unwrap();
-    assert!(lost(&server, &cluster, &amid).await.contains("is not what is stored"));
+    assert!(left(&server, &cluster, &amid).await.contains("is not what is stored"));
     // Another server altogether.
     let other = Postgres::start(options()).await.unwrap();
     let Err(error) = open(&other, &cluster, None).await else { panic!("it was opened") };

@@ -26,6 +26,10 @@ impl<'a> Capture<'a> {
     pub async fn open(server: &Postgres, cluster: &'a ClusterRepository, after: Option<&Point>) -> Self {
         let (reader, at) = reader(server, cluster, after).await;
         assert!(after.is_none_or(|after| *after == at), "{at}");
+        Self::of(cluster, reader, at)
+    }
+
+    pub fn of(cluster: &'a ClusterRepository, reader: Box<dyn LogReader>, at: Point) -> Self {
         Self { cluster, reader, buffer: LogBuffer::starting_at(at), limit: 300_000, stored: Vec::new() }
     }
 

@@ -7,7 +7,7 @@ use hindsight_postgres::{Lsn, point, slot};
 use hindsight_testkit::Postgres;
 
 use crate::captured::{Capture, check, compare, frames};
-use crate::{address, lost, open, options, place, repository, soon, written};
+use crate::{address, left, open, options, place, repository, soon, written};
 
 async fn caught_up(standby: &Postgres, server: &Postgres) {
     let end = written(server).await;
@@ -76,17 +76,17 @@ async fn a_standby_is_captured_through_its_promotion() {
     server.pgbench(&["-c", "2", "-t", "3000", "-n"]).await.unwrap();
     let on_the_old = point(before.time, written(&server).await, 1).unwrap();
     assert!(written(&standby).await < place(&on_the_old).0);
-    let cause = lost(&standby, &cluster, &on_the_old).await;
+    let cause = left(&standby, &cluster, &on_the_old).await;
     assert!(cause.contains(&format!("left timeline 1 at {switch}")), "{cause}");
     // One that may be behind is waited for.
     let on_the_new = point(before.time, Lsn(place(&on_the_old).0.0 + (1 << 20)), 2).unwrap();
     let Err(error) = open(&server, &cluster, Some(&on_the_new)).await else { panic!("it was opened") };
     assert!(error.what.contains("does not come from"), "{}", error.what);
-    let cause = lost(&server, &cluster, &last.name.end).await;
+    let cause = left(&server, &cluster, &last.name.end).await;
     assert!(cause.contains("is on timeline 1, which does not come from"), "{cause}");
     standby.pgbench(&["-c", "2", "-t", "6000", "-n"]).await.unwrap();
     assert!(written(&standby).await > place(&on_the_old).0);
-    let cause = lost(&standby, &cluster, &on_the_old).await;
+    let cause = left(&standby, &cluster, &on_the_old).await;
     assert!(cause.contains(&format!("left timeline 1 at {switch}")), "{cause}");
 }
 
@@ -126,7 +126,7 @@ async fn a_server_that_was_set_back_is_not_taken_for_the_same() {
     assert!(error.what.contains("the server's has come to"), "{}", error.what);
     server.pgbench(&["-c", "1", "-t", "2000", "-n"]).await.unwrap();
     assert!(written(&server).await > place(&end).0);
-    assert!(lost(&server, &cluster, &end).await.contains("it was set back"));
+    assert!(left(&server, &cluster, &end).await.contains("it was set back"));
     // What is stored from before the copy was made is still what it has.
     Capture::open(&server, &cluster, Some(&cluster_after)).await;
 }
@@ -192,7 +192,7 @@ async fn a_server_that_was_set_back_is_known_at_the_end_of_a_segment_too() {
         if gone {
             std::fs::remove_file(&before).unwrap();
         }
-        let cause = lost(&server, &cluster, &end).await;
+        let cause = left(&server, &cluster, &end).await;
         assert!(cause.contains("it was set back"), "{cause}");
     }
 }

@@ -5,6 +5,7 @@ mod breaks;
 mod capture;
 mod captured;
 mod histories;
+mod members;
 mod slots;
 
 use std::time::Duration;
@@ -43,7 +44,7 @@ async fn repository(server: &Postgres) -> (TempDir, ClusterRepository) {
 async fn open(server: &Postgres, cluster: &ClusterRepository, after: Option<&Point>) -> Result<LogStart, EngineError> {
     soon(async {
         loop {
-            match follow::open(&address(server), &LogRequest { cluster, after }).await {
+            match follow::open(&address(server), &LogRequest { cluster, after, synchronous: false }).await {
                 // The server may not have noticed yet that the one before is gone.
                 Err(error) if error.what.contains("is active for PID") => {}
                 opened => return opened,
@@ -57,7 +58,7 @@ async fn open(server: &Postgres, cluster: &ClusterRepository, after: Option<&Poi
 async fn reader(server: &Postgres, cluster: &ClusterRepository, after: Option<&Point>) -> (Box<dyn LogReader>, Point) {
     match open(server, cluster, after).await.unwrap() {
         LogStart::Continues { reader, at } => (reader, at),
-        LogStart::Lost { cause } => panic!("lost: {cause}"),
+        LogStart::Lost { cause } | LogStart::Left { cause } => panic!("it does not go on: {cause}"),
     }
 }
 
@@ -65,7 +66,17 @@ async fn reader(server: &Postgres, cluster: &ClusterRepository, after: Option<&P
 async fn lost(server: &Postgres, cluster: &ClusterRepository, after: &Point) -> String {
     match open(server, cluster, Some(after)).await.unwrap() {
         LogStart::Continues { at, .. } => panic!("it goes on at {at}"),
+        LogStart::Left { cause } => panic!("it was left: {cause}"),
         LogStart::Lost { cause } => cause,
+    }
+}
+
+/// Why the history here is another one.
+async fn left(server: &Postgres, cluster: &ClusterRepository, after: &Point) -> String {
+    match open(server, cluster, Some(after)).await.unwrap() {
+        LogStart::Continues { at, .. } => panic!("it goes on at {at}"),
+        LogStart::Lost { cause } => panic!("it is lost: {cause}"),
+        LogStart::Left { cause } => cause,
     }
 }
 

@@ -13,7 +13,7 @@ use super::{job, restored, source, target};
 
 /// Follows the log from a point on, and stores each piece that comes.
 async fn capture(stored: &Stored, address: &Address, after: &Point, captured: &watch::Sender<Lsn>) {
-    let request = LogRequest { cluster: &stored.cluster, after: Some(after) };
+    let request = LogRequest { cluster: &stored.cluster, after: Some(after), synchronous: false };
     let LogStart::Continues { mut reader, at } = follow::open(address, &request).await.unwrap() else {
         panic!("no log")
     };

@@ -8,7 +8,7 @@ use hindsight_repository::Repository;
 use hindsight_testkit::{FaultyStore, Postgres, PostgresOptions};
 use tempfile::TempDir;
 
-use crate::{back_up, hint, job, repository, soon};
+use crate::{back_up, hint, job, repository, soon, taken};
 
 #[tokio::test]
 async fn what_cannot_be_backed_up_is_refused_with_its_remedy() {
@@ -91,6 +91,25 @@ async fn a_server_that_dies_fails_its_backup_at_once() {
     let error = in_the_midst(&server, &job, async || server.kill9()).await;
     assert_eq!(error.kind, FailureKind::Unreachable, "{error}");
     hint(&error);
+}
+
+#[tokio::test]
+async fn a_standby_that_is_promoted_meanwhile_has_no_backup() {
+    let (cluster, _folder) = repository().await;
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let standby = server.standby(PostgresOptions::default()).await.unwrap();
+    let job = job(&cluster);
+    let promoted = async || {
+        standby.promote().await.unwrap();
+        job.throttle.hold(false);
+    };
+    let error = in_the_midst(&standby, &job, promoted).await;
+    assert_eq!(error.kind, FailureKind::Server, "{error}");
+    assert!(error.what.contains("was promoted") && hint(&error).contains("another"), "{error:?}");
+    // The next one is of the new timeline.
+    let (cluster, _folder) = repository().await;
+    let manifest = taken(&standby, &cluster).await;
+    assert_eq!(manifest.streams["wal"].last.position.tag(), "2");
 }
 
 #[tokio::test]
