@@ -93,13 +93,13 @@ async fn what_a_server_lacks_is_named_with_its_remedy_and_nothing_is_switched_on
     }
     assert_eq!(server.sql("SELECT count(*) FROM pg_replication_slots").await.unwrap(), "0");
 
-    // An agent that runs says the same, and goes on by itself when it is no longer so; one that is started then is refused.
+    // An agent that runs says why, and goes on by itself when it is no longer so; one that is started then is refused.
     cli.ok("config --set pitr.enabled=true pitr.uploadIntervalSec=1");
     set(&["max_replication_slots = 10"]).await;
     let agent = cli.start_logged("agent", &cli.folder().join("agent.log"));
     wait_for("a first base", || base(&cli, 0));
     set(&["max_wal_senders = 0"]).await;
-    wait_for("the remedy", || log(&cli).contains("max_wal_senders = 10").then_some(()));
+    wait_for("the cause", || log(&cli).contains("exceeds max_wal_senders").then_some(()));
     cli.run("agent").ends(3, "max_wal_senders = 10");
     set(&["max_wal_senders = 10"]).await;
     let end = position(&server).await;
