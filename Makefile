@@ -4,10 +4,10 @@
 # rustup's folder, for shells that were opened before it was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo demo-postgres build test torture damage crash faults away torture-postgres-failover fuzz bench lint fmt deny test-matrix
+.PHONY: help demo demo-postgres build test torture torture-postgres torture-postgres-failover damage crash faults away fuzz bench lint fmt deny test-matrix
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 28
 
 demo: ## loses the data of a real MongoDB replica set, and brings them back as they were a second before
 	@scripts/setup.sh
@@ -32,6 +32,11 @@ torture: ## the long form of the test that restores random moments of a hostile 
 	@scripts/setup.sh
 	TORTURE_SEEDS=$${TORTURE_SEEDS:-1,2,3} TORTURE_MOMENTS=$${TORTURE_MOMENTS:-300} TORTURE_MEMBERS=$${TORTURE_MEMBERS:-3} \
 		cargo test --release -p hindsight-jobs --test real torture -- --nocapture
+
+torture-postgres: ## the same for PostgreSQL, with programs and servers killed and frozen meanwhile (about an hour)
+	@scripts/setup.sh
+	TORTURE_SEEDS=$${TORTURE_SEEDS:-1,2,3} TORTURE_MOMENTS=$${TORTURE_MOMENTS:-60} \
+		cargo test --release -p hindsight --test cli postgres::torture -- --nocapture
 
 damage: ## every stored object harmed in every way, with a restore after each
 	@scripts/setup.sh

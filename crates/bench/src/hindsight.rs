@@ -55,14 +55,19 @@ impl Hindsight {
 
     /// Starts the program on a server. `servers` are those whose processor time is counted.
     pub fn start(&self, on: &Server, arguments: &[&str]) -> Result<Running> {
+        self.start_at(&on.uri(), &[on.pid()], arguments)
+    }
+
+    /// The same on whatever answers at a connection string.
+    pub fn start_at(&self, uri: &str, servers: &[u32], arguments: &[&str]) -> Result<Running> {
         let mut command = Command::new(&self.program);
-        command.args(["--uri", &on.uri(), "--cluster", CLUSTER, "--repository"]);
+        command.args(["--uri", uri, "--cluster", CLUSTER, "--repository"]);
         match &self.store {
             Some((url, environment)) => command.arg(url).envs(environment.iter().cloned()),
             None => command.arg(self.path()),
         };
         command.args(arguments);
-        child::start(command, &[on.pid()])
+        child::start(command, servers)
     }
 
     /// Runs the program on a server to its end.

@@ -12,14 +12,15 @@ mod meter;
 mod server;
 mod table;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
 use data::Dataset;
 use hindsight::Hindsight;
-use measure::{Bench, backup, log, memory, mib, peers, restore, s3, say, small};
+use measure::{Bench, backup, log, memory, mib, peers, postgres, restore, s3, say, small};
 use server::Server;
 use table::Table;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,10 +28,10 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Measures Hindsight against the limits of the server that it works with.
 #[derive(Debug, Parser)]
 struct Options {
-    /// MiB of documents.
+    /// MiB of documents, and of PostgreSQL's data.
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     size: u64,
-    /// The long form: 2 GiB of documents.
+    /// The long form: 2 GiB.
     #[arg(long, conflicts_with = "size")]
     full: bool,
     /// Only these parts.
@@ -63,6 +64,21 @@ enum Part {
     S3,
     Peers,
     Memory,
+    Postgres,
+}
+
+/// What takes servers of MongoDB.
+const MONGODB: [Part; 7] = [Part::Backup, Part::Restore, Part::Log, Part::Small, Part::S3, Part::Peers, Part::Memory];
+
+impl Options {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    /// MiB of data.
+    fn mib(&self) -> u64 {
+        if self.full { 2048 } else { self.size }
+    }
 }
 
 #[tokio::main]
@@ -85,7 +101,32 @@ async fn run(options: Options) -> Result<()> {
     };
     about.insert("hindsight", machine::said(&program.display().to_string(), &["--version"]));
 
-    let size = if options.full { 2048 } else { options.size };
+    let mut table = Table::default();
+    if MONGODB.into_iter().any(|part| options.wants(part)) {
+        table = of_mongodb(&options, &program, &mut about).await?;
+    }
+    if options.wants(Part::Postgres) {
+        let rounds = options.rounds.max(1);
+        postgres::measure(&program, options.mib(), rounds, &mut table, &mut about).await?;
+    }
+
+    about.insert("run", format!("{:.0} s", began.elapsed().as_secs_f64()));
+    for (what, how) in &about {
+        println!("{what}: {how}");
+    }
+    println!("\n{table}");
+    std::fs::create_dir_all(&options.out)?;
+    let name = about.get("date").map(|date| date.replace(':', "")).unwrap_or_default();
+    let file = options.out.join(format!("{name}.json"));
+    let results = serde_json::json!({"about": about, "table": table});
+    std::fs::write(&file, serde_json::to_string_pretty(&results)?)?;
+    println!("written to {}", file.display());
+    Ok(())
+}
+
+/// Everything that is measured with MongoDB, on servers that end with it.
+async fn of_mongodb(options: &Options, program: &Path, about: &mut BTreeMap<&'static str, String>) -> Result<Table> {
+    let size = options.mib();
     say(&format!("making {size} MiB of documents"));
     let data = Dataset::generate(size << 20)?;
     let (source, target) = tokio::try_join!(Server::start(options.cache), Server::start(options.cache))?;
@@ -108,13 +149,13 @@ async fn run(options: Options) -> Result<()> {
         data,
         source,
         target,
-        hindsight: Hindsight::new(&program)?,
+        hindsight: Hindsight::new(program)?,
         rounds: options.rounds.max(1),
         updates: options.updates,
         table: Table::default(),
     };
 
-    let wanted = |part| options.only.is_empty() || options.only.contains(&part);
+    let wanted = |part| options.wants(part);
     let free = match wanted(Part::Log) {
         true => Some(log::write_freely(&bench).await?),
         false => None,
@@ -140,19 +181,7 @@ async fn run(options: Options) -> Result<()> {
         log::measure(&mut bench, free).await?;
     }
     if wanted(Part::Small) {
-        small::measure(&mut bench, &Hindsight::new(&program)?).await?;
+        small::measure(&mut bench, &Hindsight::new(program)?).await?;
     }
-
-    about.insert("run", format!("{:.0} s", began.elapsed().as_secs_f64()));
-    for (what, how) in &about {
-        println!("{what}: {how}");
-    }
-    println!("\n{}", bench.table);
-    std::fs::create_dir_all(&options.out)?;
-    let name = about.get("date").map(|date| date.replace(':', "")).unwrap_or_default();
-    let file = options.out.join(format!("{name}.json"));
-    let results = serde_json::json!({"about": about, "table": bench.table});
-    std::fs::write(&file, serde_json::to_string_pretty(&results)?)?;
-    println!("written to {}", file.display());
-    Ok(())
+    Ok(bench.table)
 }

@@ -270,7 +270,15 @@ impl Postgres {
 
     /// A program of PostgreSQL that finds this server by itself, such as `pgbench`.
     pub fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.programs.join(name));
+        self.finding(Command::new(self.programs.join(name)))
+    }
+
+    /// The same for one that dies with the test, if [`spawner::spawn`] starts it.
+    fn tied_program(&self, name: &str) -> Command {
+        self.finding(spawner::tied(&self.programs.join(name)))
+    }
+
+    fn finding(&self, mut command: Command) -> Command {
         command.env("PGHOST", self.socket_folder()).env("PGPORT", self.port().to_string());
         command.env("PGUSER", "postgres").env("PGDATABASE", "postgres").stdin(Stdio::null());
         command
@@ -313,18 +321,43 @@ impl Postgres {
         }
     }
 
-    /// Kills all processes of the server at once, as the end of its machine would: none gets to end, or to answer anybody.
+    /// Kills the server with all of its processes at the same moment: none of them gets to write anything any more. Nothing
+    /// happens if it doesn't run.
     pub fn crash(&self) {
-        let pid = self.child().as_ref().map(|child| child.id());
-        let children =
-            pid.map(|pid| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default());
+        self.signal(Signal::STOP);
+        let children = self.children();
         self.kill9();
-        for child in children.unwrap_or_default().split_whitespace() {
-            if let Some(child) = child.parse().ok().and_then(Pid::from_raw) {
-                // It may have noticed already.
-                let _ = kill_process(child, Signal::KILL);
-            }
-        }
+        signal_all(&children, Signal::KILL);
+    }
+
+    /// Lets the server with all of its processes stand still, until [`Postgres::thaw`].
+    pub fn freeze(&self) {
+        // First who makes the others.
+        self.signal(Signal::STOP);
+        signal_all(&self.children(), Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        signal_all(&self.children(), Signal::CONT);
+        self.signal(Signal::CONT);
+    }
+
+    /// The processes of the server besides the first one.
+    fn children(&self) -> Vec<Pid> {
+        let Some(id) = self.child().as_ref().map(Child::id) else { return Vec::new() };
+        let listed = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        listed.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?)).collect()
+    }
+
+    /// Runs `pg_resetwal` with these arguments. The server must have ended.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn reset_wal(&self, arguments: &[&str]) -> Result<()> {
+        let mut resetwal = self.as_owner("pg_resetwal");
+        resetwal.args(arguments).arg("-D").arg(self.data_dir());
+        said(resetwal).await.map(drop)
     }
 
     /// Shuts the server down cleanly (SIGINT, a fast shutdown) and waits for its end. Nothing happens if it doesn't run.
@@ -473,6 +506,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
+        self.thaw();
         // SIGQUIT is an immediate shutdown: unlike SIGKILL it leaves no shared memory behind.
         self.signal(Signal::QUIT);
         let begun = Instant::now();
@@ -483,6 +517,13 @@ impl Drop for Postgres {
         while self.signal_other(Signal::QUIT) && begun.elapsed() < Duration::from_secs(20) {
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+}
+
+fn signal_all(processes: &[Pid], signal: Signal) {
+    for process in processes {
+        // The only failure is one that is gone already.
+        let _ = kill_process(*process, signal);
     }
 }
 

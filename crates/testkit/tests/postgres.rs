@@ -64,7 +64,7 @@ async fn each_change_is_seen_and_nothing_else() {
 async fn the_workload_does_everything_and_rests() {
     let options = PostgresOptions::default().set("max_prepared_transactions", "10").set("max_wal_size", "200MB");
     let server = Arc::new(Postgres::start(options).await.unwrap());
-    let options = PgWorkloadOptions { tablespaces: true, restarts: true, ..PgWorkloadOptions::default() };
+    let options = PgWorkloadOptions { tablespaces: true, restarts: true, bench: 50, ..PgWorkloadOptions::default() };
     let seed = std::env::var("HINDSIGHT_WORKLOAD_SEED").map_or(7, |seed| seed.parse().unwrap());
     let workload = PgWorkload::start(Arc::clone(&server), seed, options).await.unwrap();
     let mut last = String::new();

@@ -234,7 +234,7 @@ fn updated(bench: &Bench) -> u64 {
 
 /// What was committed, and how long it took to become durable.
 #[derive(Debug, Default)]
-struct Commits {
+pub(super) struct Commits {
     waiting: Mutex<Vec<(String, Instant)>>,
     lags: Mutex<Vec<f64>>,
 }
@@ -243,11 +243,16 @@ impl Commits {
     /// Notes that what the server says was done by this reply is committed now.
     fn note(&self, reply: &Document) -> Result<()> {
         let bson::Timestamp { time, increment } = reply.get_timestamp("operationTime")?;
-        if let Ok(mut waiting) = self.waiting.lock() {
-            // As positions of MongoDB's log are written in slice names.
-            waiting.push((format!("{time:010}.{increment:010}"), Instant::now()));
-        }
+        // As positions of MongoDB's log are written in slice names.
+        self.push(format!("{time:010}.{increment:010}"));
         Ok(())
+    }
+
+    /// Notes that what is up to this position is committed now.
+    pub(super) fn push(&self, order: String) {
+        if let Ok(mut waiting) = self.waiting.lock() {
+            waiting.push((order, Instant::now()));
+        }
     }
 
     /// Notes that everything up to a position is durable now.
@@ -264,19 +269,19 @@ impl Commits {
         }
     }
 
-    fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.waiting.lock().map_or(0, |waiting| waiting.len())
     }
 
     /// Seconds from commit to durable, ascending.
-    fn lags(&self) -> Vec<f64> {
+    pub(super) fn lags(&self) -> Vec<f64> {
         let mut lags = self.lags.lock().map(|lags| lags.clone()).unwrap_or_default();
         lags.sort_by(f64::total_cmp);
         lags
     }
 }
 
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(at.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
@@ -335,7 +340,7 @@ async fn end_of_second(bench: &Bench, commits: &Commits) -> Result<String> {
 }
 
 /// Looks at the repository, as anyone would who lists it, until aborted.
-async fn probe(cluster: ClusterRepository, commits: Arc<Commits>) -> Result<()> {
+pub(super) async fn probe(cluster: ClusterRepository, commits: Arc<Commits>) -> Result<()> {
     loop {
         let slices = cluster.slices().await?;
         if let Some(end) = slices.iter().map(|slice| slice.name.end.position.order()).max() {
@@ -345,7 +350,7 @@ async fn probe(cluster: ClusterRepository, commits: Arc<Commits>) -> Result<()> 
     }
 }
 
-async fn wait<F: Future<Output = Result<bool>>>(what: &str, is_there: impl Fn() -> F) -> Result<()> {
+pub(super) async fn wait<F: Future<Output = Result<bool>>>(what: &str, is_there: impl Fn() -> F) -> Result<()> {
     let begun = Instant::now();
     while !is_there().await.with_context(|| format!("waiting for {what}"))? {
         if begun.elapsed() > PATIENCE {

@@ -7,6 +7,7 @@ pub mod backup;
 pub mod log;
 pub mod memory;
 pub mod peers;
+pub mod postgres;
 pub mod restore;
 pub mod s3;
 pub mod small;

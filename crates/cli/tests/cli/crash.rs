@@ -6,17 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::support::{Cli, Started};
+use crate::support::{Cli, Started, setting};
 use anyhow::{Context, Result, ensure};
 use hindsight_testkit::workload::{Workload, WorkloadOptions};
 use hindsight_testkit::{ClusterState, ReplicaSet, last_optime};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn whatever_is_killed_nothing_is_lost() -> Result<()> {

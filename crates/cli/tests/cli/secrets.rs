@@ -14,14 +14,19 @@ const PASSPHRASE: &str = "Kw7-distinctive-passphrase";
 const WRONG_KEY: &str = "Kw7-distinctive-wrong-s3-key";
 
 /// What was said and seen, by where.
-struct Heard {
+pub struct Heard {
     secrets: Vec<String>,
     places: usize,
 }
 
 impl Heard {
+    /// Listens for these.
+    pub fn listen(secrets: &[&str]) -> Self {
+        Self { secrets: secrets.iter().map(|secret| (*secret).to_owned()).collect(), places: 0 }
+    }
+
     #[track_caller]
-    fn of(&mut self, place: &str, text: &[u8]) {
+    pub fn of(&mut self, place: &str, text: &[u8]) {
         self.places += 1;
         for secret in &self.secrets {
             let text = String::from_utf8_lossy(text);
@@ -30,7 +35,7 @@ impl Heard {
     }
 
     #[track_caller]
-    fn ran(&mut self, ran: Ran) -> Ran {
+    pub fn ran(&mut self, ran: Ran) -> Ran {
         self.of(&format!("the output of `{}`", ran.line), ran.out.as_bytes());
         self.of(&format!("the messages of `{}`", ran.line), ran.err.as_bytes());
         ran
@@ -38,7 +43,7 @@ impl Heard {
 
     /// All files below a folder, with their names.
     #[track_caller]
-    fn folder(&mut self, folder: &Path, own: &[&Path]) {
+    pub fn folder(&mut self, folder: &Path, own: &[&Path]) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             self.of("a name", path.as_os_str().as_encoded_bytes());
@@ -55,7 +60,7 @@ impl Heard {
 }
 
 /// The children of a process, by what `/proc` tells of them.
-fn children(parent: u32) -> Vec<std::path::PathBuf> {
+pub fn children(parent: u32) -> Vec<std::path::PathBuf> {
     let status = |path: &Path| std::fs::read_to_string(path.join("status")).unwrap_or_default();
     let wanted = format!("PPid:\t{parent}\n");
     let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
@@ -90,7 +95,7 @@ async fn no_secret_is_said_stored_or_handed_on() {
         ("RUST_BACKTRACE", "1".to_owned()),
     ]);
     let secrets = [PASSWORD, PASSPHRASE, WRONG_KEY, S3_SECRET_KEY, private.rsplit('\n').next().unwrap()];
-    let mut heard = Heard { secrets: secrets.map(str::to_owned).to_vec(), places: 0 };
+    let mut heard = Heard::listen(&secrets);
 
     // What goes well.
     heard.ran(cli.run(&format!("repository init --recipient {}", identity.recipients()[0])).ends(0, "sealed"));
@@ -165,9 +170,7 @@ async fn no_secret_is_said_stored_or_handed_on() {
         format!("repository init --recipient {}", private.lines().last().unwrap()),
     ] {
         for more in ["", " -o json"] {
-            // The line itself is the user's own.
-            let ran = Ran { line: String::new(), ..cli.run(&format!("{line}{more}")) };
-            heard.ran(ran);
+            heard.ran(cli.run(&format!("{line}{more}")).unsaid());
         }
     }
     let cli = cli.with([("AWS_SECRET_ACCESS_KEY", WRONG_KEY.to_owned())]);

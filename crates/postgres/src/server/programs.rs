@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 
 use hindsight_engine::{EngineError, FailureKind, Result};
 
+use super::VARIABLES;
+
 /// Names the folder of the programs to use.
 const VARIABLE: &str = "HINDSIGHT_PG_BIN";
 
@@ -75,10 +77,9 @@ impl Programs {
             EngineError::new(FailureKind::Local, format!("{} cannot be run: {why}", program.display()))
                 .hint(format!("name the folder of the server's programs with --program or {VARIABLE}"))
         };
-        let output = Command::new(&program).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
-        let output = output.map_err(|error| failed(error.to_string()))?;
-        let (version, major) = version_in(&String::from_utf8_lossy(&output.stdout))
-            .ok_or_else(|| failed("it tells no version".to_owned()))?;
+        let said = said(&program, "--version").map_err(|error| failed(error.to_string()))?;
+        let (version, major) =
+            version_in(&String::from_utf8_lossy(&said)).ok_or_else(|| failed("it tells no version".to_owned()))?;
         Ok(Self { folder, version, major })
     }
 
@@ -99,10 +100,17 @@ impl Programs {
 
     /// Where libraries lie that servers load, if that can be told.
     pub(crate) fn libraries(&self) -> Option<PathBuf> {
-        let output = Command::new(self.program("pg_config")).arg("--pkglibdir").stdin(Stdio::null()).output().ok()?;
-        let folder = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+        let said = said(&self.program("pg_config"), "--pkglibdir").ok()?;
+        let folder = PathBuf::from(String::from_utf8(said).ok()?.trim());
         folder.is_dir().then_some(folder)
     }
+}
+
+/// What a program says to this, which it is told with little of our environment.
+fn said(program: &Path, argument: &str) -> std::io::Result<Vec<u8>> {
+    let mut command = Command::new(program);
+    command.env_clear().envs(VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    Ok(command.arg(argument).stdin(Stdio::null()).stderr(Stdio::null()).output()?.stdout)
 }
 
 fn way_out(major: u32) -> String {

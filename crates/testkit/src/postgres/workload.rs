@@ -2,9 +2,11 @@
 //!
 //! Workers write rows small and large, change and drop tables, indexes, types, roles and databases, leave transactions
 //! prepared, move data between tablespaces, and abort much of it. All of it happens in two databases and under a few
-//! names, so that it collides. Each worker draws from its own seeded random numbers.
+//! names, so that it collides. Each worker draws from its own seeded random numbers. `pgbench` may run beside them.
 
+mod bench;
 mod statements;
+mod unusual;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ use rand::rngs::StdRng;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 use tokio::time::sleep;
 
+use self::bench::{Bench, Frozen};
 use self::statements::{KINDS, Worker};
 use super::Postgres;
 use super::session::Session;
@@ -40,11 +43,13 @@ pub struct PgWorkloadOptions {
     pub tablespaces: bool,
     /// Goes on when the server ends and is started again; off by default.
     pub restarts: bool,
+    /// Transactions per second of `pgbench` in a database of its own, 0 for none; none by default.
+    pub bench: u32,
 }
 
 impl Default for PgWorkloadOptions {
     fn default() -> Self {
-        Self { workers: 3, pause: Duration::from_millis(5), tablespaces: false, restarts: false }
+        Self { workers: 3, pause: Duration::from_millis(5), tablespaces: false, restarts: false, bench: 0 }
     }
 }
 
@@ -64,6 +69,7 @@ pub struct PgWorkload {
     seed: u64,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    bench: Option<Arc<Bench>>,
 }
 
 /// What the workers share.
@@ -118,11 +124,17 @@ impl PgWorkload {
                 }
             }));
         }
-        Ok(Self { server, seed, shared, workers })
+        let mut bench = None;
+        if shared.options.bench > 0 {
+            let (started, watching) = Bench::start(Arc::clone(&server), seed, Arc::clone(&shared)).await?;
+            workers.push(watching);
+            bench = Some(started);
+        }
+        Ok(Self { server, seed, shared, workers, bench })
     }
 
     /// Waits until no script is under way and all that was written is flushed, and keeps it so while the value lives.
-    /// Transactions may be prepared. Autovacuum and checkpoints go on, which change nothing that can be seen.
+    /// Transactions may be prepared, and those of `pgbench` are left open. Autovacuum and checkpoints go on, which change nothing that can be seen.
     ///
     /// # Errors
     /// Those of `psql`; a worker has failed.
@@ -131,6 +143,10 @@ impl PgWorkload {
         if let Some(error) = &*self.shared.failure() {
             bail!("the workload with seed {} failed: {error:#}", self.seed);
         }
+        let frozen = match &self.bench {
+            Some(bench) => Some(Bench::freeze(bench).await?),
+            None => None,
+        };
         let lsn = self.server.sql("SELECT pg_current_wal_insert_lsn()").await?;
         let begun = Instant::now();
         while self.server.sql(&format!("SELECT pg_current_wal_flush_lsn() >= '{lsn}'")).await? != "t" {
@@ -148,7 +164,7 @@ impl PgWorkload {
         // A transaction ends the second in the log: what others only begin, such as taking from a sequence, comes after it.
         self.server.sql(&format!("SELECT pg_sleep_until('{time}')")).await?;
         self.server.sql("SELECT pg_current_xact_id()").await?;
-        Ok(PgPaused { lsn, time, _gate: gate })
+        Ok(PgPaused { lsn, time, _frozen: frozen, _gate: gate })
     }
 
     /// Scripts so far.
@@ -208,6 +224,7 @@ pub struct PgPaused {
     pub lsn: String,
     /// A second by the server's clock, such as `2026-03-01T10:00:00Z`: all that was written is older, what will be is not.
     pub time: String,
+    _frozen: Option<Frozen>,
     _gate: OwnedRwLockWriteGuard<()>,
 }
 

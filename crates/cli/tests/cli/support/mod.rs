@@ -43,7 +43,8 @@ impl Cli {
     /// The same with the program copied into a folder: where everybody may run it, also whom a database's server belongs to.
     pub fn installed_in(mut self, folder: &Path) -> Self {
         let program = folder.join("hindsight");
-        std::fs::copy(&self.program, &program).unwrap();
+        // By another process: what this one has open for writing, children that are being started keep open for a moment.
+        assert!(Command::new("cp").arg(&self.program).arg(&program).status().unwrap().success());
         self.program = program;
         self
     }
@@ -175,6 +176,11 @@ impl Ran {
         ran
     }
 
+    /// The same without its line, which is the user's own.
+    pub fn unsaid(self) -> Self {
+        Self { line: String::new(), ..self }
+    }
+
     /// It must have ended with `code`, and have said `words`.
     #[track_caller]
     pub fn ends(self, code: i32, words: &str) -> Self {
@@ -188,6 +194,11 @@ impl std::fmt::Display for Ran {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "`{}` ended with {}:\n{}{}", self.line, self.code, self.out, self.err)
     }
+}
+
+/// A number that the environment may say otherwise.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 /// Tries until it gives something, for a minute.

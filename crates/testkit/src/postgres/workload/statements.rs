@@ -3,6 +3,8 @@
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _};
 
+use super::unusual;
+
 /// One worker.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -74,6 +76,16 @@ pub(super) const KINDS: &[Kind] = &[
     kind("switch of the segment", 1, |_| "SELECT pg_switch_wal();".to_owned()),
     kind("message", 2, Worker::message),
     kind("restore point", 1, Worker::restore_point),
+    kind("row locks", 3, Worker::row_locks),
+    kind("generated columns", 3, Worker::generated),
+    kind("labels", 2, Worker::labels),
+    kind("foreign keys", 3, Worker::references),
+    kind("exceptions", 2, Worker::exceptions),
+    kind("freeze", 1, |w| format!("VACUUM (FREEZE) {};", w.table())),
+    kind("reindex", 1, Worker::reindex),
+    kind("schema", 1, Worker::schema),
+    kind("attach partition", 2, Worker::attach),
+    kind("temporary table", 1, Worker::temporary),
     kind(SPACES, 3, Worker::set_tablespace),
 ];
 
@@ -85,13 +97,16 @@ impl Kind {
 
 /// Whether an error is what happens when several do as they please under the same names.
 pub(super) fn is_legitimate(code: &str) -> bool {
-    const CODES: [&str; 32] = [
+    const CODES: [&str; 36] = [
         // Somebody else was faster: with rows, with locks, with catalogs.
         "40001", "40P01", "55P03", "57014", "XX000", "55006", "55000", "53000",
         // There is none, or there is one already.
         "42P01", "42703", "42704", "42883", "3D000", "3F000", "42P07", "42701", "42710", "42723", "42P04", "42P06",
         // It is not what it was.
         "42809", "42P16", "42804", "2BP01", "0A000", "25P02", "3B001", "42P17", "23505", "23503", "23514", "22003",
+        "22P02", "22023", "42830",
+        // VACUUM FULL meets a dead row whose large value was vacuumed away already.
+        "XX001",
     ];
     CODES.contains(&code)
 }
@@ -139,24 +154,25 @@ impl Worker {
         script.push_str(&format!("CREATE UNLOGGED TABLE IF NOT EXISTS u0 ({columns});\n"));
         script.push_str("CREATE TABLE IF NOT EXISTS p (k int, t text) PARTITION BY RANGE (k);\n");
         script.push_str("CREATE TABLE IF NOT EXISTS p_rest PARTITION OF p DEFAULT;\n");
+        script.push_str(unusual::FOUNDATION);
         script.push_str("CREATE SEQUENCE IF NOT EXISTS s0 INCREMENT 3;\nCREATE SEQUENCE IF NOT EXISTS s1 CACHE 5;\n");
         script
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.rng.random_range(0..n)
     }
 
-    fn one_of<'a>(&mut self, of: &[&'a str]) -> &'a str {
+    pub(super) fn one_of<'a>(&mut self, of: &[&'a str]) -> &'a str {
         let index = self.rng.random_range(0..of.len().max(1));
         of.get(index).copied().unwrap_or_default()
     }
 
-    fn table(&mut self) -> String {
+    pub(super) fn table(&mut self) -> String {
         format!("t{}", self.below(6))
     }
 
-    fn index(&mut self) -> String {
+    pub(super) fn index(&mut self) -> String {
         format!("i{}", self.below(8))
     }
 
@@ -169,13 +185,13 @@ impl Worker {
     }
 
     /// A name that is nobody else's.
-    fn name(&mut self, what: &str) -> String {
+    pub(super) fn name(&mut self, what: &str) -> String {
         self.made += 1;
         format!("{what}_{}_{}", self.number, self.made)
     }
 
     /// Rows for a table of [`Worker::foundation`], as an `INSERT` of `n` rows.
-    fn rows(&mut self, table: &str, n: u64) -> String {
+    pub(super) fn rows(&mut self, table: &str, n: u64) -> String {
         let salt = self.rng.next_u32();
         format!(
             "INSERT INTO {table} (n, t, j, b, d, at, a) SELECT g, md5(g || '{salt}'), \
@@ -302,6 +318,8 @@ impl Worker {
             "USING brin (at)",
             "((n % 10), d) WHERE n > 5",
             "USING gin (a)",
+            "USING gist (int4range(n, n + 5))",
+            "USING spgist (int4range(n, n + 5))",
         ]);
         format!("{table} {what}")
     }
@@ -421,11 +439,5 @@ impl Worker {
 
     fn restore_point(&mut self) -> String {
         format!("SELECT pg_create_restore_point('{}');", self.name("point"))
-    }
-
-    fn set_tablespace(&mut self) -> String {
-        let spaces: Vec<&str> = self.spaces.iter().copied().chain(["pg_default"]).collect();
-        let (table, space) = (self.table(), self.one_of(&spaces));
-        format!("ALTER TABLE {table} SET TABLESPACE {space};")
     }
 }

@@ -1,0 +1,180 @@
+//! The log: how soon it is durable, what capturing costs who writes, and how long its replay takes.
+
+use std::fs::Permissions;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result, bail};
+use hindsight_repository::ClusterRepository;
+
+use super::{DATABASE, Scene, Taken, mib, say};
+use crate::machine::cores;
+use crate::measure::Rounds;
+use crate::measure::log::{Commits, probe, quantile, wait};
+use crate::table::Table;
+
+/// Seconds between two looks at how far the server has flushed its log.
+const LOOK: f64 = 0.02;
+
+/// Measures `pgbench` with and without an agent in turns, and restores with the log of it.
+pub(super) async fn measure(scene: &Scene, taken: &Taken, table: &mut Table) -> Result<()> {
+    let cluster = scene.hindsight.cluster().await?;
+    cluster.update_config(|config| config.with("pitr.enabled", "true")).await?;
+    let interval = cluster.config().await?.1.pitr.upload_interval_sec;
+    // Long enough for some slices; the log must not take hours to replay.
+    let seconds = (scene.size / 10.0).clamp(8.0, 30.0) as u64;
+    let (mut free, mut captured) = (Vec::new(), Vec::new());
+    let (mut lags, mut work, mut peak) = (Vec::new(), 0.0, 0);
+    for round in 0..scene.rounds {
+        say(&format!("pgbench with and without an agent: round {} of {}", round + 1, scene.rounds));
+        scene.server.sql("CHECKPOINT").await?;
+        free.push(pgbench(scene, seconds).await?);
+        scene.server.sql("CHECKPOINT").await?;
+        let agent = scene.hindsight.start_at(&scene.server.uri(), &[], &["agent"])?;
+        caught_up(scene, &cluster).await?;
+        let commits = Arc::new(Commits::default());
+        let probing = tokio::spawn(probe(cluster.clone(), commits.clone()));
+        let looking = Looking::start(scene, commits.clone())?;
+        captured.push(pgbench(scene, seconds).await?);
+        looking.stop()?;
+        // What was flushed last may have ended within a record.
+        scene.server.sql("SELECT pg_current_xact_id()").await?;
+        wait("the end of the log", || async { Ok(commits.waiting() == 0) }).await?;
+        probing.abort();
+        lags.extend(commits.lags());
+        let ended = agent.stop().await?;
+        work += ended.spent.client;
+        peak = peak.max(ended.peak);
+    }
+    lags.sort_by(f64::total_cmp);
+    let (fast, slow) = (median(&mut free), median(&mut captured));
+    let note = format!("pgbench -c 8, median of {} rounds of {seconds} s", scene.rounds);
+    table.add("postgres: transactions without an agent", fast, "1/s", note.as_str());
+    table.add("postgres: transactions with an agent", slow, "1/s", note);
+    table.add("RATIO postgres: transactions with / without an agent", slow / fast, "x", "1 is no slowdown");
+    let note = format!("from flushed to durable in the repository, stored every {interval} s or 16 MiB");
+    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
+        table.add(format!("postgres: capture lag, {name}"), quantile(&lags, share), "s", note.as_str());
+    }
+    let log = scene.hindsight.stored_bytes("/log/")?;
+    table.add("postgres: agent: peak memory", mib(peak), "MiB", "resident");
+    table.add("postgres: log: stored", mib(log), "MiB", "");
+    table.add("postgres: agent: processor", work, "core-s", "in all rounds, with what it caught up with");
+    replay(scene, taken, table).await
+}
+
+/// Restores with all of the log, in turns with a server that fetches the same segments with `cp`.
+async fn replay(scene: &Scene, taken: &Taken, table: &mut Table) -> Result<()> {
+    let (segments, bytes) = segments(scene).await?;
+    let fetch = [("restore_command", format!("cp '{}/%f' '%p'", segments.display()))];
+    let [mut own, mut others] = [(); 2].map(|()| Rounds::default());
+    let mut peak = 0;
+    for round in 0..scene.rounds {
+        say(&format!("replay of the log: round {} of {}", round + 1, scene.rounds));
+        others.push(scene.unpack(taken, &fetch).await?.1);
+        let ended = scene.restore(&["--time", "latest", "--base-snapshot", &taken.snapshot]).await?;
+        peak = peak.max(ended.peak);
+        own.push(ended.spent);
+    }
+    let note = format!("{:.0} MiB of log; {}", mib(bytes), own.note());
+    table.add("postgres: restore with the log", own.wall(), "s", note);
+    table.add("postgres: restore with the log: peak memory", mib(peak), "MiB", "resident, highest of all rounds");
+    let note = format!("segments from a folder; {}", others.note());
+    table.add("postgres: untar and replay with cp", others.wall(), "s", note);
+    table.add("RATIO postgres: restore with the log / untar and replay with cp", own.wall() / others.wall(), "x", "");
+    Ok(())
+}
+
+/// Copies the log that the server has into a folder; gives its bytes too.
+async fn segments(scene: &Scene) -> Result<(PathBuf, u64)> {
+    let present = scene.server.sql("SELECT pg_walfile_name(pg_current_wal_flush_lsn())").await?;
+    let folder = scene.server.new_folder("segments")?;
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(scene.server.data_dir().join("pg_wal"))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Those after the present one are made beforehand.
+        if name.len() == present.len() && name <= present {
+            let copy = folder.join(name);
+            bytes += std::fs::copy(entry.path(), &copy)?;
+            // For whoever the server runs as.
+            std::fs::set_permissions(copy, Permissions::from_mode(0o644))?;
+        }
+    }
+    Ok((folder, bytes))
+}
+
+/// Transactions per second.
+async fn pgbench(scene: &Scene, seconds: u64) -> Result<f64> {
+    let (threads, seconds) = (cores().to_string(), seconds.to_string());
+    let told = scene.server.pgbench(&["-n", "-c", "8", "-j", &threads, "-T", &seconds, DATABASE]).await?;
+    // tps = 1234.567 (without initial connection time)
+    let tps = told.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    tps.with_context(|| format!("no tps in {told}"))
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Waits until the agent has captured what was written before.
+async fn caught_up(scene: &Scene, cluster: &ClusterRepository) -> Result<()> {
+    let until = scene.server.sql("SELECT pg_current_wal_flush_lsn()").await?;
+    let until = order(&until).context("no position")?;
+    scene.server.sql("SELECT pg_current_xact_id()").await?;
+    wait("the agent", || async {
+        let ends = cluster.slices().await?;
+        Ok(ends.iter().any(|slice| slice.name.end.position.order() >= until.as_str()))
+    })
+    .await
+}
+
+/// As positions are written in names of slices: `0/1A2B` with all digits.
+fn order(lsn: &str) -> Option<String> {
+    let (high, low) = lsn.trim().split_once('/')?;
+    let (high, low) = (u32::from_str_radix(high, 16).ok()?, u32::from_str_radix(low, 16).ok()?);
+    Some(format!("{high:08X}{low:08X}"))
+}
+
+/// Looks how far the server has flushed its log, over and over.
+struct Looking {
+    psql: Child,
+    thread: JoinHandle<()>,
+}
+
+impl Looking {
+    fn start(scene: &Scene, commits: Arc<Commits>) -> Result<Self> {
+        let mut command = scene.server.program("psql");
+        command.args(["-X", "-A", "-t", "-q"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut psql = command.spawn()?;
+        let mut input = psql.stdin.take().context("psql without an input")?;
+        writeln!(input, "SELECT pg_current_wal_flush_lsn() \\watch {LOOK}")?;
+        let output = BufReader::new(psql.stdout.take().context("psql without an output")?);
+        let thread = std::thread::spawn(move || {
+            let mut last = String::new();
+            for order in output.lines().map_while(Result::ok).filter_map(|line| order(&line)) {
+                if order > last {
+                    commits.push(order.clone());
+                    last = order;
+                }
+            }
+            // It would end where there is nothing more to read.
+            drop(input);
+        });
+        Ok(Self { psql, thread })
+    }
+
+    fn stop(mut self) -> Result<()> {
+        self.psql.kill()?;
+        self.psql.wait()?;
+        match self.thread.join() {
+            Ok(()) => Ok(()),
+            Err(_) => bail!("the thread that looks at the server ended"),
+        }
+    }
+}
