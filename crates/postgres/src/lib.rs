@@ -33,9 +33,9 @@ use std::process::ExitCode;
 use async_trait::async_trait;
 use hindsight_catalog::{History, RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, Kept, LogCheck, LogRequest,
-    LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
-    SnapshotRequest, Spoken, Words,
+    BackupType, Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, Kept, LogCheck,
+    LogRequest, LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest,
+    Selection, SnapshotRequest, Spoken, Words,
 };
 use hindsight_format::{Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -118,6 +118,10 @@ impl Engine for PostgresEngine {
 
     async fn keep_log(&self, cluster: &ClusterRepository, keep: bool) -> Result<Kept> {
         slot::keep(&self.address()?, cluster, keep).await
+    }
+
+    fn accept_type(&self, wanted: Option<BackupType>) -> Result<()> {
+        base::accept_type(wanted)
     }
 
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {

@@ -3,6 +3,7 @@
 //! The server never decides where to stop. What it is served ends at the record that was resolved beforehand, and that is
 //! also its target: it ends its recovery there, or says what keeps it from that.
 
+mod combine;
 mod leave;
 pub(crate) mod log;
 mod place;
@@ -32,7 +33,6 @@ use log::{StoredLog, position};
 use prepare::Ready;
 use recover::{look, recover};
 use settings::Standing;
-use unpack::Part;
 use walk::{Walked, walk};
 
 pub use prepare::{accept, prepare};
@@ -74,11 +74,11 @@ pub async fn run_asking(
     let reaches = preview.reaches.as_ref().map(|reached| &reached.point);
     let reaches = reaches.ok_or_else(|| EngineError::damaged("the restore was not prepared"))?;
     // Everything up to the gate only reads. Damage found here leaves no trace.
-    let Read { log, walked, manifest } = read(job, plan, &ready, position(reaches)?.0, options.skip_check).await?;
+    let Read { log, walked, manifests } = read(job, plan, &ready, position(reaches)?.0, options.skip_check).await?;
     job.check()?;
     options.gate.cross().await?;
 
-    job.progress.step("unpacking the base", Some(ready.parts.iter().map(Part::raw_bytes).sum()));
+    job.progress.step("unpacking the base", Some(unpack::raw_bytes(&ready.chain)));
     let place = ready.place.clone();
     let making = place.clone();
     let make = move || {
@@ -87,7 +87,7 @@ pub async fn run_asking(
         Ok((Arc::new(made), private))
     };
     let (made, private) = blocking(make).await?;
-    let unpacked = unpack::run(job, plan, &ready.parts, (&place, &made), manifest).await?;
+    let unpacked = unpack::run(job, &ready.chain, (&place, &made), manifests, ready.sizes).await?;
     let before = settings::put_aside(made.data())?;
     // From here on its owner may do anything in it.
     made.give()?;
@@ -125,30 +125,39 @@ pub async fn run_asking(
 struct Read {
     log: Arc<StoredLog>,
     walked: Walked,
-    manifest: BackupManifest,
+    /// Those of the chain.
+    manifests: Vec<BackupManifest>,
 }
 
 /// Reads all of the log up to the cut, and, unless that is not wanted, all of the data.
 async fn read(job: &Job, plan: &RestorePlan, ready: &Ready, cut: Lsn, skip_data: bool) -> Result<Read> {
-    let (base, id, parts) = (&ready.base, &plan.base.id, &ready.parts);
+    let (base, chain) = (&ready.base, &ready.chain);
     let log = StoredLog::of(&job.cluster, plan, base, Some(cut)).await?;
     let log = Arc::new(knowing_others(log, &job.cluster).await?);
-    let manifest = load_backup_manifest(&job.cluster, &plan.base).await?;
+    let mut manifests = Vec::with_capacity(chain.len());
+    for snapshot in [&plan.base].into_iter().chain(&plan.parents) {
+        manifests.push(load_backup_manifest(&job.cluster, snapshot).await?);
+    }
+    let listed: Vec<_> = chain.iter().map(|link| link.id.as_str()).zip(&manifests).collect();
+    combine::require_whole(&listed)?;
     let bytes = cut.since(base.start).unwrap_or(0);
     let (what, bytes) = match skip_data {
-        false => ("reading the log and the data through", bytes.saturating_add(unpack::stored_bytes(parts))),
+        false => ("reading the log and the data through", bytes.saturating_add(unpack::stored_bytes(chain))),
         true => ("reading the log through", bytes),
     };
     job.progress.step(what, Some(bytes));
     let checking = async {
-        match skip_data {
-            false => unpack::check(job, id, parts).await,
-            true => unpack::open(&job.cluster, id, parts).await,
+        for link in chain {
+            match skip_data {
+                false => unpack::check(job, link).await?,
+                true => unpack::open(&job.cluster, link).await?,
+            }
         }
+        Ok(())
     };
     let (walked, ()) = tokio::try_join!(walk(job, &log, base), checking)?;
     walked.require(ready.place.owner())?;
-    Ok(Read { log, walked, manifest })
+    Ok(Read { log, walked, manifests })
 }
 
 /// Tells the log of all timelines that the repository knows, so that the server begins one that is none of them.
