@@ -7,6 +7,7 @@ mod damage;
 mod disks;
 mod google;
 mod housekeeping;
+mod incremental;
 mod metrics;
 mod postgres;
 mod resume;

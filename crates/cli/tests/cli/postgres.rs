@@ -9,7 +9,7 @@ use hindsight_testkit::{PgState, PgWorkload, PgWorkloadOptions, Postgres, Postgr
 use super::support::{Cli, wait_for};
 
 /// Restores into `target` with a server on its port, and gives what is in it then. The server is gone again.
-async fn restored(cli: &Cli, how: &str, target: &Postgres) -> PgState {
+pub async fn restored(cli: &Cli, how: &str, target: &Postgres) -> PgState {
     let directory = target.data_dir();
     let line = format!("restore {how} --target-dir {} --port {} -y", directory.display(), target.port());
     let said = cli.ok(&line);
@@ -20,7 +20,7 @@ async fn restored(cli: &Cli, how: &str, target: &Postgres) -> PgState {
 }
 
 /// Waits until a moment can be restored.
-fn captured(cli: &Cli, moment: &str, directory: &Path) {
+pub fn captured(cli: &Cli, moment: &str, directory: &Path) {
     let line = format!("restore --time {moment} --target-dir {} --dry-run", directory.display());
     wait_for(&format!("the log through {moment}"), || (cli.run(&line).code == 0).then_some(()));
 }
