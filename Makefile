@@ -4,7 +4,7 @@
 # rustup's folder, for shells that were opened before it was installed.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo demo-postgres build test torture torture-postgres torture-postgres-failover damage crash faults away fuzz bench lint fmt deny test-matrix
+.PHONY: help demo demo-postgres build test torture torture-postgres torture-postgres-failover damage crash faults away fuzz bench lint fmt deny test-matrix test-matrix-postgres
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 28
@@ -72,6 +72,11 @@ test-matrix: ## the tests of everything that talks to a server, on MongoDB 4.4, 
 			--test replica_set --test state --test workload --test real --test cli || exit 1; \
 	done
 	TEST_VERSIONS=4.4.2:5.0.4,5.0.4:6.0.5 cargo test --workspace --test real versions -- --nocapture
+
+test-matrix-postgres: ## the tests of everything that talks to PostgreSQL, on 17: there also incremental backups
+	@scripts/setup.sh
+	HINDSIGHT_PG_BIN=$$(scripts/get-postgres.sh 17) && export HINDSIGHT_PG_BIN && \
+		cargo test -p hindsight-postgres && cargo test -p hindsight --test cli -- postgres incremental
 
 bench: ## measures backup and restore
 	@scripts/setup.sh

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use hindsight_format::{Point, SnapshotKind, SnapshotManifest};
+use hindsight_format::{Point, SnapshotManifest};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::history::History;
 use crate::log::Log;
+use crate::parents;
 
 /// The logs of a history, and the footing of each of its snapshots in them.
 pub(crate) struct Ground<'a> {
     /// By epoch and stream.
     pub(crate) logs: BTreeMap<(u64, &'a str), Log<'a>>,
-    /// Of every snapshot that names at least one stream; by epoch, streams, then oldest first.
+    /// Of every snapshot that is whole and names at least one stream; by epoch, streams, then oldest first.
     pub(crate) footings: Vec<Footing<'a>>,
 }
 
@@ -43,11 +44,13 @@ pub(crate) struct Foothold<'a> {
 impl<'a> Ground<'a> {
     pub(crate) fn new(history: &'a History) -> Self {
         let logs = Log::by_stream(&history.slices);
-        let mut footings: Vec<_> = history.snapshots.iter().filter_map(Footing::on_its_own).collect();
+        // What lacks a part that it builds upon cannot be restored.
+        let whole = history.snapshots.iter().filter(|snapshot| parents::of(history, snapshot).is_ok());
+        let mut footings: Vec<_> = whole.filter_map(Footing::on_its_own).collect();
 
         let mut holds: BTreeMap<_, Vec<(&mut Foothold<'a>, bool)>> = BTreeMap::new();
         for footing in &mut footings {
-            let (epoch, strict) = (footing.snapshot.epoch, footing.snapshot.kind == SnapshotKind::Physical);
+            let (epoch, strict) = (footing.snapshot.epoch, footing.snapshot.kind.copies_files());
             for hold in &mut footing.streams {
                 holds.entry((epoch, hold.stream)).or_default().push((hold, strict));
             }

@@ -1,11 +1,12 @@
 //! Restore plans: exactly what is read for a restore, decided before anything is touched.
 
-use hindsight_format::{Point, SliceName, SnapshotKind, SnapshotManifest, StoredSlice};
+use hindsight_format::{Point, SliceName, SnapshotManifest, StoredSlice};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::footing::{Foothold, Footing, Ground, rank};
 use crate::history::History;
 use crate::log::Log;
+use crate::parents;
 use crate::refusal::Refusal;
 use crate::refuse::{refuse, refuse_base, selective, unknown_snapshot};
 use crate::timeline::Timeline;
@@ -52,6 +53,8 @@ pub enum Cut {
 pub struct RestorePlan {
     /// The base snapshot. When it is selective, the caller restricts the restore to its namespaces.
     pub base: SnapshotManifest,
+    /// The snapshots that the base builds upon, nearest first; none where it holds everything itself.
+    pub parents: Vec<SnapshotManifest>,
     /// The epoch of the cluster's history in which the target lies.
     pub epoch: u64,
     /// Where the log is cut off.
@@ -60,7 +63,7 @@ pub struct RestorePlan {
     pub streams: Vec<StreamPlan>,
     /// Bytes stored of the captured slices that are read.
     pub log_bytes: u64,
-    /// Bytes stored of the base snapshot, its own log included.
+    /// Bytes stored of the base snapshot, its own log included, and of what it builds upon.
     pub data_bytes: u64,
     /// First and last second that can be restored around the target; none for a snapshot that no
     /// log follows.
@@ -100,6 +103,7 @@ fn plan_from_readable(
     now: Timestamp,
 ) -> Result<RestorePlan, Refusal> {
     let named = base.map(|name| find(history, name)).transpose()?;
+    named.map(|named| parents::of(history, named)).transpose()?;
     let ground = Ground::new(history);
     let aim = match target {
         Target::Snapshot(name) => {
@@ -108,7 +112,7 @@ fn plan_from_readable(
                 Some(other) if other.id != snapshot.id => {
                     Err(Refusal::TwoBases { snapshot: name.clone(), base: other.id.clone() })
                 }
-                _ => Ok(assemble(history, &ground, snapshot, None)),
+                _ => assemble(history, &ground, snapshot, None),
             };
         }
         Target::Latest => return latest(history, &ground, named),
@@ -123,7 +127,7 @@ fn plan_from_readable(
         Some(named) => ground.footings.iter().find(|f| f.snapshot.id == named.id && aim.is_reached_from(f)),
     };
     if let Some(footing) = fit {
-        return Ok(assemble(history, &ground, footing.snapshot, Some((footing, aim))));
+        return assemble(history, &ground, footing.snapshot, Some((footing, aim)));
     }
     Err(match named {
         Some(named) => refuse_base(history, &ground, aim, named, newest, now),
@@ -131,7 +135,8 @@ fn plan_from_readable(
     })
 }
 
-fn find<'a>(history: &'a History, name: &str) -> Result<&'a SnapshotManifest, Refusal> {
+/// The snapshot called `name`, which can be read.
+pub(crate) fn find<'a>(history: &'a History, name: &str) -> Result<&'a SnapshotManifest, Refusal> {
     history.snapshot(name).ok_or_else(|| match history.damaged_snapshot(name) {
         Some(record) => Refusal::Damaged { what: record.to_string() },
         None => unknown_snapshot(history, name),
@@ -243,7 +248,7 @@ fn latest(history: &History, ground: &Ground<'_>, named: Option<&SnapshotManifes
         // Positions of several streams do not compare, their times do.
         _ => footing.seconds().map(|(_, to)| Aim::Before(to)),
     };
-    Ok(assemble(history, ground, footing.snapshot, aim.map(|aim| (footing, aim))))
+    assemble(history, ground, footing.snapshot, aim.map(|aim| (footing, aim)))
 }
 
 /// The plan for `base` as it is, or for going on from it along the log.
@@ -252,10 +257,11 @@ fn assemble(
     ground: &Ground<'_>,
     base: &SnapshotManifest,
     onward: Option<(&Footing<'_>, Aim<'_>)>,
-) -> RestorePlan {
+) -> Result<RestorePlan, Refusal> {
+    let parents: Vec<_> = parents::of(history, base)?.into_iter().cloned().collect();
     let log = |stream: &str| -> Vec<StoredSlice> {
         let Some((footing, aim)) = onward else { return Vec::new() };
-        let aim = if base.kind == SnapshotKind::Physical { aim.later(LATE) } else { aim };
+        let aim = if base.kind.copies_files() { aim.later(LATE) } else { aim };
         let hold = footing.streams.iter().find(|hold| hold.stream == stream);
         let found = hold.zip(ground.logs.get(&(base.epoch, stream)));
         found.map(|(hold, log)| aim.slices(log, hold)).unwrap_or_default()
@@ -265,7 +271,8 @@ fn assemble(
         .iter()
         .map(|(stream, part)| StreamPlan { stream: stream.clone(), own: part.slices.clone(), log: log(stream) })
         .collect();
-    RestorePlan {
+    let of_parents = parents.iter().map(|parent| parent.totals.stored_bytes);
+    Ok(RestorePlan {
         base: base.clone(),
         epoch: base.epoch,
         cut: onward.map_or(Cut::AtSnapshotEnd, |(_, aim)| aim.cut()),
@@ -274,10 +281,11 @@ fn assemble(
             .flat_map(|plan| &plan.log)
             .map(|slice| slice.stored_bytes)
             .fold(0, u64::saturating_add),
-        data_bytes: base.totals.stored_bytes,
+        data_bytes: of_parents.fold(base.totals.stored_bytes, u64::saturating_add),
+        parents,
         range: range_around(history, ground, base),
         streams,
-    }
+    })
 }
 
 /// The range that rests on `base`; a selective snapshot has one of its own.

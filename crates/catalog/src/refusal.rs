@@ -171,6 +171,31 @@ pub enum Refusal {
         /// What is stored in one piece, by epoch.
         stored: Vec<(Timestamp, Timestamp)>,
     },
+    /// A snapshot builds upon one that is not there.
+    #[error("snapshot {name} cannot be restored: {lacks}")]
+    NotWhole {
+        /// The snapshot.
+        name: String,
+        /// What is the matter with the one that it builds upon.
+        lacks: String,
+    },
+    /// There is no snapshot that an incremental one could build upon.
+    #[error("there is no snapshot of the present history that an incremental one could build upon")]
+    NothingToBuildUpon,
+    /// An incremental snapshot was to build upon a selective one.
+    #[error("no incremental snapshot can build upon {name}: it holds only a part of the data")]
+    OnlyAPart {
+        /// The selective one.
+        name: String,
+    },
+    /// The snapshot to delete is one that others build upon.
+    #[error("cannot delete snapshot {name}: {} on it", build(.children))]
+    HasChildren {
+        /// The snapshot.
+        name: String,
+        /// Those that build upon it, oldest first.
+        children: Vec<String>,
+    },
     /// The snapshot to delete is what the log that is being captured rests on.
     #[error(
         "cannot delete the last PITR base snapshot while PITR is enabled: no other one than {name} leads to the \
@@ -180,6 +205,14 @@ pub enum Refusal {
         /// The snapshot.
         name: String,
     },
+}
+
+/// `X builds`, `X and Y build`.
+fn build(children: &[String]) -> String {
+    match children {
+        [only] => format!("{only} builds"),
+        all => format!("{} build", all.join(" and ")),
+    }
 }
 
 impl Refusal {
@@ -218,6 +251,10 @@ impl Refusal {
             Self::NoStretch => "no-stretch",
             Self::Backwards { .. } => "backwards",
             Self::NotStored { .. } => "not-stored",
+            Self::NotWhole { .. } => "not-whole",
+            Self::NothingToBuildUpon => "nothing-to-build-upon",
+            Self::OnlyAPart { .. } => "only-a-part",
+            Self::HasChildren { .. } => "has-children",
             Self::LastPitrBase { .. } => "last-pitr-base",
         }
     }
@@ -265,6 +302,18 @@ impl Refusal {
                 let pieces = stored.iter().map(|(from, to)| format!("{} - {}", format_time(*from), format_time(*to)));
                 format!("stored in one piece: {}", pieces.collect::<Vec<_>>().join(", "))
             }
+            Self::NotWhole { .. } => {
+                "restore from another snapshot, see `list`; a new chain begins with a full backup".to_owned()
+            }
+            Self::NothingToBuildUpon => "take a full one first, with `backup`".to_owned(),
+            Self::OnlyAPart { .. } => "name a full one, or leave it out to take the newest".to_owned(),
+            Self::HasChildren { children, .. } => match children.as_slice() {
+                [child] => format!("delete {child} first: it cannot be restored without it"),
+                children => format!(
+                    "delete those first, the newest ({}) before the others: they cannot be restored without it",
+                    children.last().map_or("", String::as_str)
+                ),
+            },
             Self::LastPitrBase { .. } => {
                 "take a `backup` first, or switch PITR off with `config --set pitr.enabled=false`".to_owned()
             }

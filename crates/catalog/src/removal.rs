@@ -10,6 +10,7 @@ use crate::footing::{Footing, Ground, rank};
 use crate::history::History;
 use crate::losses::{self, Loss};
 use crate::merge::redundant;
+use crate::parents::{self, children};
 use crate::refusal::Refusal;
 use crate::refuse::unknown_snapshot;
 use crate::timeline::{Range, Timeline, ranges};
@@ -59,7 +60,7 @@ pub enum SnapshotSort {
 /// Exactly what is deleted for a wish.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Removal {
-    /// Snapshots, oldest first.
+    /// Snapshots, oldest first; of a chain those that build upon others before these.
     pub snapshots: Vec<SnapshotManifest>,
     /// Snapshots that were named and cannot be read: what they hold is not known.
     pub damaged: Vec<String>,
@@ -86,6 +87,8 @@ pub struct Removal {
 pub enum Need {
     /// It is the last one that leads to the end of the log that is being captured.
     Capture,
+    /// These build upon it, and stay.
+    Children(Vec<String>),
     /// It cannot be read: what would be lost is not known, and it goes only by its name.
     Unreadable,
     /// Restoring to these times, which are not to be lost.
@@ -158,7 +161,10 @@ pub fn removal(
     let Some(scope) = Scope::of(wish, history, &ground) else {
         return Ok(Removal { left: ranges(ground.full()), ..Removal::default() });
     };
-    let (dropped, kept_snapshots) = scope.drop_snapshots(history, &ground, capturing);
+    let (dropped, mut kept_snapshots) = scope.drop_snapshots(history, &ground, capturing);
+    // Of what stays for the sake of its children alone, the log after it is not needed.
+    let leading_nowhere = dropped.clone();
+    let dropped = keep_parents(history, dropped, &mut kept_snapshots);
     let mut removal = Removal::default();
     match wish {
         Wish::Snapshot(id) if history.damaged_snapshot(id).is_some() => removal.damaged.push(id.clone()),
@@ -168,12 +174,18 @@ pub fn removal(
                 return Err(unknown_snapshot(history, id));
             }
         }
-        Wish::Snapshot(id) if !kept_snapshots.is_empty() => return Err(Refusal::LastPitrBase { name: id.clone() }),
+        Wish::Snapshot(id) => match kept_snapshots.first() {
+            Some((_, Need::Children(children))) => {
+                return Err(Refusal::HasChildren { name: id.clone(), children: children.clone() });
+            }
+            Some(_) => return Err(Refusal::LastPitrBase { name: id.clone() }),
+            None => {}
+        },
         Wish::Everything { .. } | Wish::Retention { .. } => removal.unfinished = unfinished.to_vec(),
         _ => {}
     }
     if let Some(bound) = scope.log {
-        let (mut gone, kept) = old_slices(history, &ground, &dropped, bound);
+        let (mut gone, kept) = old_slices(history, &ground, &leading_nowhere, bound);
         removal.kept_log = kept;
         if let Some(id) = history.damaged_snapshots().next() {
             removal.kept_log.extend(held_for(id, &gone));
@@ -186,7 +198,7 @@ pub fn removal(
     }
     if scope.snapshots {
         removal.snapshots = history.snapshots.iter().filter(|s| dropped.contains(s.id.as_str())).cloned().collect();
-        removal.snapshots.sort_by_key(|snapshot| (snapshot.restore_time(), snapshot.id.clone()));
+        sort_for_removal(history, &mut removal.snapshots);
         removal.kept_snapshots = kept_snapshots;
         let unreadable = history.damaged_snapshots().filter(|id| !removal.damaged.iter().any(|gone| gone == id));
         if !matches!(wish, Wish::Snapshot(_)) {
@@ -204,6 +216,39 @@ pub fn removal(
     removal.left = Timeline::of(&after, &ground_after).ranges;
     removal.losses = losses::between(&ground, &ground_after);
     Ok(removal)
+}
+
+/// Of what would go, what can: what no other one builds upon that stays.
+fn keep_parents<'a>(
+    history: &'a History,
+    mut dropped: HashSet<&'a str>,
+    kept: &mut Vec<(String, Need)>,
+) -> HashSet<&'a str> {
+    let needed: Vec<_> = dropped
+        .iter()
+        .filter_map(|id| {
+            let stay = children(history, id).into_iter().filter(|child| !dropped.contains(child.id.as_str()));
+            let stay: Vec<_> = stay.map(|child| child.id.clone()).collect();
+            (!stay.is_empty()).then_some((*id, stay))
+        })
+        .collect();
+    for (id, children) in needed {
+        dropped.remove(id);
+        kept.push((id.to_owned(), Need::Children(children)));
+    }
+    let place = |id: &str| history.snapshot(id).map(|snapshot| (snapshot.restore_time(), snapshot.id.as_str()));
+    kept.sort_by(|a, b| place(&a.0).cmp(&place(&b.0)));
+    dropped
+}
+
+/// Chains by where they begin, the oldest first. Wherever the removal is cut off, nothing is left that lacks a part.
+fn sort_for_removal(history: &History, snapshots: &mut [SnapshotManifest]) {
+    snapshots.sort_by_cached_key(|snapshot| {
+        let chain = parents::of(history, snapshot).unwrap_or_default();
+        let first = chain.last().copied().unwrap_or(snapshot);
+        let begins = (first.restore_time(), first.id.clone());
+        (begins, std::cmp::Reverse(chain.len()), snapshot.restore_time(), snapshot.id.clone())
+    });
 }
 
 /// What is left of `history` once `removal` is done.
@@ -300,6 +345,9 @@ impl<'a> Scope<'a> {
         // What names no stream leads nowhere.
         let lost = history.snapshots.iter().filter(|snapshot| snapshot.streams.is_empty());
         dropped.extend(lost.map(|snapshot| snapshot.id.as_str()).filter(|id| self.candidates.contains(id)));
+        // Nor does what builds upon something that is not there.
+        let torn = history.snapshots.iter().filter(|snapshot| parents::of(history, snapshot).is_err());
+        dropped.extend(torn.map(|snapshot| snapshot.id.as_str()).filter(|id| self.candidates.contains(id)));
         (dropped, kept)
     }
 

@@ -138,7 +138,7 @@ proptest! {
             let mut fewer = left.clone();
             fewer.snapshots.retain(|snapshot| snapshot.id != *id);
             match need {
-                Need::Unreadable => prop_assert!(false, "all of these can be read"),
+                Need::Unreadable | Need::Children(_) => prop_assert!(false, "all of these can be read, and stand alone"),
                 Need::Capture => prop_assert!(end(&fewer, capturing.unwrap()) < end(&left, capturing.unwrap())),
                 Need::Restores { from, to } => {
                     prop_assert!(Some(number(*from)) >= demand(&history, &wish) && from <= to);

@@ -140,7 +140,7 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let exit = match &refusal {
             Refusal::UnknownSnapshot { .. } => Exit::Unknown,
-            Refusal::Damaged { .. } => Exit::Damaged,
+            Refusal::Damaged { .. } | Refusal::NotWhole { .. } => Exit::Damaged,
             Refusal::TwoBases { .. } => Exit::Usage,
             _ => Exit::Refused,
         };

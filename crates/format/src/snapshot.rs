@@ -20,6 +20,9 @@ pub struct SnapshotManifest {
     pub engine: String,
     /// How it was made.
     pub kind: SnapshotKind,
+    /// The snapshot that it builds upon, without which it cannot be restored; none where it holds everything itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// The epoch of the cluster's history that it belongs to.
     pub epoch: u64,
     /// The namespaces it was limited to; empty for all.
@@ -106,6 +109,15 @@ pub enum SnapshotKind {
     Logical,
     /// By copying files.
     Physical,
+    /// By copying what has changed in them since another snapshot.
+    Incremental,
+}
+
+impl SnapshotKind {
+    /// Whether files were copied, rather than rows or documents read.
+    pub fn copies_files(self) -> bool {
+        matches!(self, Self::Physical | Self::Incremental)
+    }
 }
 
 impl std::fmt::Display for SnapshotKind {
@@ -113,6 +125,7 @@ impl std::fmt::Display for SnapshotKind {
         f.write_str(match self {
             Self::Logical => "logical",
             Self::Physical => "physical",
+            Self::Incremental => "incremental",
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Taking a snapshot.
 
+use hindsight_catalog::to_build_upon;
 use hindsight_engine::{BackupType, Engine, EngineError, Job, Progress, SnapshotRequest, Throttle};
 use hindsight_format::{CHECKPOINTS, OperationKind, SnapshotManifest, format_time};
 use hindsight_repository::ClusterRepository;
@@ -10,6 +11,7 @@ use tracing::Instrument;
 use crate::journal::{RESULT, job};
 use crate::lineage::require_same;
 use crate::operation::Exclusive;
+use crate::overview::history;
 use crate::{JobError, Result};
 
 /// What the user has a say in.
@@ -17,6 +19,8 @@ use crate::{JobError, Result};
 pub struct BackupRequest {
     /// How it is to be made; none for the engine's own way.
     pub wanted: Option<BackupType>,
+    /// The snapshot that an incremental one is to build upon; none for the newest.
+    pub parent: Option<String>,
     /// Namespace patterns; empty for everything.
     pub namespaces: Vec<String>,
     /// zstd level; none for the cluster's setting.
@@ -50,6 +54,7 @@ pub async fn backup(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<SnapshotManifest> {
+    engine.accept_type(request.wanted)?;
     let id = match &request.resume {
         None => new_name(cluster.snapshot_ids_in_use().await?),
         Some(resume) => unfinished(cluster, resume).await?,
@@ -87,10 +92,13 @@ async fn take(
     exclusive.may_be_cancelled();
     let job = Job { cluster: cluster.clone(), progress: progress.clone(), cancel: exclusive.cancel.clone(), throttle };
     let work = async {
+        let epoch = cluster.current_epoch().await?;
         let snapshot = SnapshotRequest {
             id: id.to_owned(),
-            epoch: cluster.current_epoch().await?,
+            epoch,
             wanted: request.wanted,
+            // Nothing is deleted meanwhile: that would need the same lease.
+            parent: parent(cluster, epoch, request).await?,
             namespaces: request.namespaces.clone(),
             compression_level: request.compression_level.unwrap_or(config.compression_level),
             parallel: request.parallel.unwrap_or(config.num_parallel_collections),
@@ -124,6 +132,17 @@ async fn take(
         (Err(error), None) if kept => Err(JobError::Interrupted { id: id.to_owned(), cause: Box::new(error) }),
         (taken, _) => taken,
     }
+}
+
+/// What an incremental backup is to build upon.
+async fn parent(cluster: &ClusterRepository, epoch: u64, request: &BackupRequest) -> Result<Option<SnapshotManifest>> {
+    if request.wanted != Some(BackupType::Incremental) {
+        return Ok(None);
+    }
+    let history = history(cluster).await?;
+    let parent = to_build_upon(&history, epoch, request.parent.as_deref())?;
+    cluster.require_open(parent)?;
+    Ok(Some(parent.clone()))
 }
 
 /// Removes what a failed backup has stored, unless it is wanted for another attempt; says whether it stays. What cannot be

@@ -165,7 +165,8 @@ impl Capture {
         let spanned = self.buffer.summary.end.time.duration_since(self.buffer.summary.start.time);
         let is_long = spanned >= SignedDuration::from_mins(config.oplog_span_min.into());
         // What holds nothing becomes no longer by waiting.
-        let full = self.is_waited_for(config) || substantial || (is_long && !self.buffer.holds_nothing());
+        let at_once = self.is_waited_for(config);
+        let full = at_once || substantial || (is_long && !self.buffer.holds_nothing());
         // Signs of life stay in the buffer: the next slice holds them too, and replaces this one.
         let piece = if full { self.buffer.take() } else { self.buffer.copy() };
         let replaces = self.idle_tail.take();

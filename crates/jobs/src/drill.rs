@@ -113,8 +113,8 @@ async fn try_and_tell(
         started_at,
         snapshots: vec![plan.base.id.clone()],
         restore_point: Some(restore_point(&plan)),
-        objects: (plan.base.objects.len() + plan.streams.iter().map(|s| s.own.len() + s.log.len()).sum::<usize>())
-            as u64,
+        objects: (plan.parents.iter().chain([&plan.base]).map(|s| s.objects.len()).sum::<usize>()
+            + plan.streams.iter().map(|s| s.own.len() + s.log.len()).sum::<usize>()) as u64,
         bytes: plan.data_bytes + plan.log_bytes,
         server_version: Some(version),
         ..Draft::default()

@@ -87,7 +87,7 @@ impl JobError {
             Self::Repository(RepositoryError::Damaged { .. } | RepositoryError::Missing { .. }) => {
                 Some(FailureKind::Damaged)
             }
-            Self::Refused(Refusal::Damaged { .. }) => Some(FailureKind::Damaged),
+            Self::Refused(Refusal::Damaged { .. } | Refusal::NotWhole { .. }) => Some(FailureKind::Damaged),
             Self::Repository(_) | Self::NoRoomToDelete(_) => Some(FailureKind::Repository),
             Self::Interrupted { cause, .. } => cause.kind(),
             _ => None,

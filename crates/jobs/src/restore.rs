@@ -195,7 +195,7 @@ async fn at_the_end(source: &ClusterRepository, request: &RestoreRequest) -> Res
 /// Refuses a plan of which a part is sealed to others than whose identity is at hand: recipients may have
 /// changed between the snapshot and the end of the log.
 async fn require_open(source: &ClusterRepository, plan: &RestorePlan) -> Result<()> {
-    source.require_open(&plan.base)?;
+    plan.parents.iter().chain([&plan.base]).try_for_each(|snapshot| source.require_open(snapshot))?;
     require_open_slices(source, plan.streams.iter().flat_map(|stream| &stream.log)).await
 }
 

@@ -11,9 +11,9 @@ use anyhow::{Result, ensure};
 use async_trait::async_trait;
 use hindsight_catalog::{History, RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    Content, DataCheck, Destination, Directory, Engine, EngineError, FailureKind, Grant, Job, Kept, LogBuffer,
-    LogCheck, LogReader, LogRequest, LogStart, Preview, Probe, Progress, Reached, ReplayTotals, RestoreOptions,
-    Restored, Scratch, ScratchRequest, Selection, SnapshotRequest, Spoken, Words,
+    BackupType, Content, DataCheck, Destination, Directory, Engine, EngineError, FailureKind, Grant, Job, Kept,
+    LogBuffer, LogCheck, LogReader, LogRequest, LogStart, Preview, Probe, Progress, Reached, ReplayTotals,
+    RestoreOptions, Restored, Scratch, ScratchRequest, Selection, SnapshotRequest, Spoken, Words,
 };
 use hindsight_format::{
     ClusterIdentity, EpochCause, FORMAT_VERSION, LogSummary, ObjectKind, ObjectRef, Point, Position, SnapshotKind,
@@ -169,6 +169,10 @@ impl Engine for Counting {
         Ok(if keep { Kept::Made("it keeps a diary".into()) } else { Kept::Released("it keeps none".into()) })
     }
 
+    fn accept_type(&self, _: Option<BackupType>) -> Outcome<()> {
+        Ok(())
+    }
+
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Outcome<SnapshotManifest> {
         let name = "data/books.zst";
         let key = job.cluster.keys().snapshot_object(&request.id, name);
@@ -184,6 +188,7 @@ impl Engine for Counting {
             id: request.id.clone(),
             engine: "counting".into(),
             kind: SnapshotKind::Physical,
+            parent: None,
             epoch: request.epoch,
             namespaces: Vec::new(),
             started_at: Timestamp::now(),

@@ -26,8 +26,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, LogCheck, LogRequest, LogStart,
-    Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
+    BackupType, Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, LogCheck, LogRequest,
+    LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
     SnapshotRequest, Spoken, Synchronous, Words,
 };
 use hindsight_format::{Point, SnapshotManifest};
@@ -104,6 +104,10 @@ impl Engine for MongoEngine {
             log_room,
             warnings: Vec::new(),
         })
+    }
+
+    fn accept_type(&self, wanted: Option<BackupType>) -> Result<()> {
+        snapshot::require_logical(wanted)
     }
 
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
@@ -213,6 +217,19 @@ mod tests {
     use hindsight_engine::Directory;
 
     use super::*;
+
+    #[test]
+    fn files_are_never_copied() {
+        let engine = MongoEngine::new("");
+        for wanted in [None, Some(BackupType::Logical)] {
+            engine.accept_type(wanted).unwrap();
+        }
+        for wanted in [BackupType::Physical, BackupType::Incremental, BackupType::External] {
+            let refused = engine.accept_type(Some(wanted)).unwrap_err();
+            assert_eq!(refused.kind, FailureKind::Unsupported);
+            assert!(refused.hint.is_some_and(|hint| hint.contains("--type logical")), "{}", refused.what);
+        }
+    }
 
     #[test]
     fn directories_are_refused() {

@@ -22,6 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         id: "2026-03-01T10:00:00Z".to_owned(),
         epoch: 1,
         wanted: None,
+        parent: None,
         namespaces: Vec::new(),
         compression_level,
         parallel: 0,

@@ -38,9 +38,9 @@ use std::process::ExitCode;
 use async_trait::async_trait;
 use hindsight_catalog::{History, RestorePlan, Stretch, Target};
 use hindsight_engine::{
-    Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, Kept, LogCheck, LogRequest,
-    LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
-    SnapshotRequest, Spoken, Synchronous, Words,
+    BackupType, Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, Kept, LogCheck,
+    LogRequest, LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest,
+    Selection, SnapshotRequest, Spoken, Synchronous, Words,
 };
 use hindsight_format::{Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -132,6 +132,10 @@ impl Engine for PostgresEngine {
 
     async fn departure(&self, stored: &[Point]) -> Result<Option<String>> {
         lineage::departure(&self.address()?, stored).await
+    }
+
+    fn accept_type(&self, wanted: Option<BackupType>) -> Result<()> {
+        base::accept_type(wanted)
     }
 
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {

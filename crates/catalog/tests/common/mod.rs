@@ -63,6 +63,7 @@ pub fn snapshot(id: &str, last: Point) -> SnapshotManifest {
         id: id.into(),
         engine: "mongodb".into(),
         kind: SnapshotKind::Logical,
+        parent: None,
         epoch: 1,
         namespaces: vec![],
         started_at: first.time,
@@ -85,6 +86,11 @@ pub fn snapshot(id: &str, last: Point) -> SnapshotManifest {
 /// The snapshot `id` at position `n`.
 pub fn base(id: &str, n: i64) -> SnapshotManifest {
     snapshot(id, p(n))
+}
+
+/// The same, building upon `parent`.
+pub fn upon(parent: &str, child: SnapshotManifest) -> SnapshotManifest {
+    SnapshotManifest { kind: SnapshotKind::Incremental, parent: Some(parent.into()), ..child }
 }
 
 /// The same for only `namespace`.

@@ -20,6 +20,7 @@ use crate::text;
 #[command(after_help = "Examples:\n  \
     hindsight backup\n  \
     hindsight backup --ns shop.*,crm.customers\n  \
+    hindsight backup --type incremental\n  \
     hindsight backup --uri 'mongodb://me@db1,db2/?replicaSet=rs0' --repository s3://backups/shop")]
 pub(crate) struct Args {
     /// Only these, where a part can be taken: db.collection, or db.* for a whole database
@@ -38,9 +39,13 @@ pub(crate) struct Args {
     /// databases against writes while it hashes them, twice [default: backup.hash]
     #[arg(long)]
     hash: bool,
-    /// How it is made, such as logical or physical, as far as there is a choice [default: by the kind of database]
+    /// How it is made, as far as there is a choice: logical, physical, or incremental, which holds what has changed since
+    /// another snapshot [default: by the kind of database]
     #[arg(short = 't', long = "type", value_name = "TYPE")]
     kind: Option<String>,
+    /// The snapshot that an incremental one builds upon [default: the newest]
+    #[arg(long, value_name = "NAME", requires = "kind")]
+    parent: Option<String>,
     /// Compression: zstd
     #[arg(long, value_name = "NAME", default_value = "zstd")]
     compression: String,
@@ -54,9 +59,10 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let request = args.request(context)?;
+    context.engine()?.accept_type(request.wanted)?;
     let connected = connect(context).await?;
     let mut repository = context.unless_stopped(context.make_repository()).await?;
-    if request.resume.is_some() {
+    if request.resume.is_some() || request.wanted == Some(BackupType::Incremental) {
         // What was stored has to be read again.
         repository = context.unlocked(&repository).await?;
     }
@@ -96,12 +102,17 @@ impl Args {
                     .hint("leave out --type, or see the guide for those that the kind of database has"));
             }
         };
+        if self.parent.is_some() && wanted != Some(BackupType::Incremental) {
+            return Err(Failure::usage("only an incremental backup builds upon another")
+                .hint("say --type incremental, or leave out --parent"));
+        }
         if self.compression != "zstd" {
             context.out.note(&format!("Note: zstd is used, not {}: everything is stored with it", self.compression));
         }
         let selection = Selection::new(self.ns.clone())?;
         Ok(BackupRequest {
             wanted,
+            parent: self.parent.clone(),
             namespaces: selection.patterns().to_vec(),
             compression_level: self.compression_level,
             parallel: self.num_parallel_collections,

@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// All that are older than a time, or a number of days such as 30d
     #[arg(long, value_name = "T|Nd")]
     older_than: Option<String>,
-    /// Only of this type: logical, physical or selective
+    /// Only of this type: logical, physical, incremental or selective
     #[arg(short = 't', long = "type", value_name = "TYPE", requires = "older_than")]
     kind: Option<String>,
     /// Do not ask
@@ -50,10 +50,11 @@ impl Args {
             None => None,
             Some("logical") => Some(SnapshotSort::Full(SnapshotKind::Logical)),
             Some("physical") => Some(SnapshotSort::Full(SnapshotKind::Physical)),
+            Some("incremental") => Some(SnapshotSort::Full(SnapshotKind::Incremental)),
             Some("selective") => Some(SnapshotSort::Selective),
             Some(other) => {
                 return Err(Failure::usage(format!("there is no type of snapshot {other:?}"))
-                    .hint("the types are logical, physical and selective"));
+                    .hint("the types are logical, physical, incremental and selective"));
             }
         };
         match (&self.name, &self.older_than) {

@@ -1,6 +1,8 @@
 //! `describe-backup`.
 
+use hindsight_catalog::parents;
 use hindsight_format::check_name;
+use hindsight_jobs::history;
 
 use super::stored_cluster;
 use crate::context::Context;
@@ -42,5 +44,16 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         false => None,
     };
     let words = engines::words(&snapshot.engine);
-    context.out.print(&SnapshotReport::of(&snapshot, path(&cluster, &snapshot.id), contents, words))
+    let report = SnapshotReport::of(&snapshot, path(&cluster, &snapshot.id), contents, words);
+    if snapshot.parent.is_none() {
+        return context.out.print(&report);
+    }
+    let history = history(&cluster).await?;
+    match parents(&history, &snapshot) {
+        Ok(chain) => context.out.print(&report.upon(chain.into_iter().map(|parent| parent.id.clone()).collect())),
+        Err(torn) => {
+            context.out.note(&format!("WARNING: {torn}"));
+            context.out.print(&report)
+        }
+    }
 }

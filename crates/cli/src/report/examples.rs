@@ -39,6 +39,7 @@ pub(super) fn snapshot(at: &str, epoch: u64) -> SnapshotManifest {
         id: started_at.to_string(),
         engine: "mongodb".to_owned(),
         kind: SnapshotKind::Logical,
+        parent: None,
         epoch,
         namespaces: Vec::new(),
         started_at,
@@ -219,6 +220,7 @@ pub(super) fn request(selection: Selection) -> RestoreRequest {
 pub(super) fn plan() -> RestorePlan {
     RestorePlan {
         base: snapshot("2021-02-03T08:08:35Z", 1),
+        parents: Vec::new(),
         epoch: 1,
         cut: Cut::Before(time("2021-02-07T02:59:59Z")),
         streams: vec![StreamPlan {

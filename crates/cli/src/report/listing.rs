@@ -1,5 +1,6 @@
 //! `list`: the snapshots, and the times that can be restored.
 
+use hindsight_catalog::parents;
 use hindsight_format::{DamagedRecord, SnapshotManifest, format_time};
 use hindsight_jobs::Overview;
 use jiff::Timestamp;
@@ -57,6 +58,9 @@ struct Entry {
     restore_time: String,
     #[serde(rename = "type")]
     kind: String,
+    /// The snapshot that it builds upon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
     epoch: u64,
     /// How well it is known that it can be restored.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,6 +92,8 @@ impl Snapshots {
         let shown = all.into_iter().skip(hidden).map(entry).chain(damaged).collect();
         let mut warnings = warnings(&overview.proofs, now, program);
         warnings.extend(overview.damaged.iter().map(ToString::to_string));
+        let whole = overview.history.snapshots.iter().map(|snapshot| parents(&overview.history, snapshot));
+        warnings.extend(whole.filter_map(|chain| chain.err().map(|torn| torn.to_string())));
         Self { shown, hidden, several_epochs, warnings, program: program.to_owned() }
     }
 
@@ -100,6 +106,10 @@ impl Snapshots {
         let any_proof = self.shown.iter().any(|row| matches!(row, Row::Whole(entry) if entry.proof.is_some()));
         if any_proof {
             head.push("PROOF");
+        }
+        let any_parent = self.shown.iter().any(|row| matches!(row, Row::Whole(Entry { parent: Some(_), .. })));
+        if any_parent {
+            head.push("BUILDS UPON");
         }
         if self.shown.is_empty() && self.hidden == 0 {
             return format!("Backup snapshots:\n  none yet: take one with `{} backup`\n", self.program);
@@ -124,6 +134,9 @@ impl Snapshots {
             if any_proof {
                 row.push(entry.proof.as_ref().map_or_else(|| "-".to_owned(), |proof| proof.text.clone()));
             }
+            if any_parent {
+                row.push(entry.parent.clone().unwrap_or_else(|| "-".to_owned()));
+            }
             rows.push(row);
         }
         let older = match self.hidden as u64 {
@@ -145,6 +158,7 @@ impl Entry {
             restore_to: snapshot.restore_time().as_second(),
             restore_time: format_time(snapshot.restore_time()),
             kind: snapshot.kind.to_string(),
+            parent: snapshot.parent.clone(),
             epoch: snapshot.epoch,
             proof,
         }

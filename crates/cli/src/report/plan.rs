@@ -103,6 +103,9 @@ struct Base {
     name: String,
     #[serde(rename = "type")]
     kind: String,
+    /// The snapshots that it builds upon, nearest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    builds_upon: Vec<String>,
     restore_time: String,
     epoch: u64,
     stored_bytes: u64,
@@ -202,6 +205,7 @@ impl PlanReport {
             base: Base {
                 name: base.id.clone(),
                 kind: base.kind.to_string(),
+                builds_upon: plan.parents.iter().map(|parent| parent.id.clone()).collect(),
                 restore_time: format_time(base.restore_time()),
                 epoch: plan.epoch,
                 stored_bytes: plan.data_bytes,
@@ -211,7 +215,7 @@ impl PlanReport {
                 stored_bytes: plan.log_bytes,
             },
             read_bytes: plan.data_bytes + plan.log_bytes,
-            uncompressed_bytes: base.totals.raw_bytes,
+            uncompressed_bytes: plan.parents.iter().chain([base]).map(|snapshot| snapshot.totals.raw_bytes).sum(),
             estimated_secs: preview.estimated_secs,
             into: Into {
                 hosts: preview.into_hosts.clone(),
@@ -377,7 +381,7 @@ impl Report for PlanReport {
             0 => "none is needed".to_owned(),
             slices => format!("{}, {}", text::things(slices, "slice", "slices"), text::bytes(self.log.stored_bytes)),
         };
-        let Base { name, kind, restore_time, .. } = &self.base;
+        let Base { name, kind, builds_upon, restore_time, .. } = &self.base;
         let mut lines = vec![
             ("History of", format!("{} in {}", self.cluster, self.repository)),
             ("Restore point", self.restore_point.clone()),
@@ -399,6 +403,9 @@ impl Report for PlanReport {
             lines.push(("Range", within.clone()));
         }
         lines.push(("Base snapshot", format!("{name} ({kind}), which is at {restore_time}")));
+        if !builds_upon.is_empty() {
+            lines.push(("Builds upon", builds_upon.join(", ")));
+        }
         lines.push(("Log after it", log));
         lines.push((
             "To read",

@@ -148,6 +148,10 @@ fn runs(slices: &[StoredSlice]) -> Vec<Log> {
 fn kept_snapshot(name: &str, need: &Need) -> Kept {
     let why = match need {
         Need::Capture => "the last one that PITR rests on, and PITR is on".to_owned(),
+        Need::Children(children) => match children.as_slice() {
+            [child] => format!("{child} builds upon it"),
+            children => format!("{} build upon it", children.join(", ")),
+        },
         Need::Unreadable => "it cannot be read; delete it by its name".to_owned(),
         Need::Restores { from, to } if from >= to => format!("restoring to {} needs it", format_time(*to)),
         Need::Restores { from, to } => {

@@ -16,6 +16,9 @@ pub(crate) struct SnapshotReport {
     name: String,
     #[serde(rename = "type")]
     kind: String,
+    /// The snapshots that it builds upon, nearest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    builds_upon: Vec<String>,
     status: &'static str,
     engine: String,
     epoch: u64,
@@ -122,6 +125,7 @@ impl SnapshotReport {
         Self {
             name: snapshot.id.clone(),
             kind: snapshot.kind.to_string(),
+            builds_upon: snapshot.parent.iter().cloned().collect(),
             status: "done",
             engine: snapshot.engine.clone(),
             epoch: snapshot.epoch,
@@ -153,6 +157,13 @@ impl SnapshotReport {
             totals: *totals,
             words,
         }
+    }
+}
+
+impl SnapshotReport {
+    /// The same with all that it builds upon, nearest first.
+    pub(crate) fn upon(self, chain: Vec<String>) -> Self {
+        Self { builds_upon: chain, ..self }
     }
 }
 
@@ -189,10 +200,11 @@ impl Report for Taken {
         let items = text::counted(s.totals.documents, s.words.item);
         let hashes = s.hashes.map(|n| format!("  hashes        of {}\n", text::counted(n, s.words.container)));
         let hashes = hashes.unwrap_or_default();
+        let upon = s.builds_upon.first().map(|parent| format!("  builds upon   {parent}\n")).unwrap_or_default();
         format!(
             "Backup \"{name}\" saved to remote store (path: \"{storage}\")\n  \
              holds         {containers}, {items}\n  \
-             size          {}, {} uncompressed\n  \
+             size          {}, {} uncompressed\n{upon}  \
              restore time  {}\n  \
              took          {}, read from {} ({})\n{hashes}{next}",
             s.size_h, s.size_uncompressed_h, s.restore_time, s.duration, s.member, s.role,

@@ -10,6 +10,7 @@ mod failover;
 mod google;
 mod housekeeping;
 mod in_place;
+mod incremental;
 mod metrics;
 mod postgres;
 mod resume;

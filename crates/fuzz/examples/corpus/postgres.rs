@@ -145,6 +145,7 @@ async fn archives(server: &Postgres) -> Result<()> {
         tablespaces: vec![StoredTablespace { oid: 16_385, name: "fast".to_owned(), location: "/mnt/fast".to_owned() }],
         databases: vec![StoredDatabase { oid: 5, name: "postgres".to_owned(), bytes: 7_000_000 }],
         settings: [("max_connections".to_owned(), "100".to_owned())].into(),
+        increment: None,
         configured_outside: true,
     };
     keep("manifest", "catalog", &serde_json::to_vec(&base)?)

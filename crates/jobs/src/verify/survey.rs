@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use hindsight_catalog::{Gap, History, timeline};
+use hindsight_catalog::{Gap, History, parents, timeline};
 use hindsight_format::{LeaseState, OperationKind, Place, SnapshotManifest, StoredSlice, format_time};
 use hindsight_repository::{ClusterRepository, Entry};
 
@@ -65,6 +65,7 @@ impl Survey {
             }
         }
         survey.check_epochs(&placed);
+        survey.check_parents();
         survey.sort_snapshot_objects(&placed).await;
         if let Some(only) = &survey.only {
             let folder = cluster.keys().snapshot(only);
@@ -132,6 +133,16 @@ impl Survey {
                 "why the history of epoch {number} began is not known; what is stored of it can be restored. Do not \
                  capture before the record is put right: its number could be given again"
             )));
+        }
+    }
+
+    /// A snapshot that builds upon others is of use with all of them alone.
+    fn check_parents(&mut self) {
+        for snapshot in &self.history.snapshots {
+            let Err(torn) = parents(&self.history, snapshot) else { continue };
+            let key = self.cluster.keys().manifest(&snapshot.id);
+            let finding = Finding::damage(key, torn.to_string(), About::Snapshot(snapshot.id.clone()));
+            self.findings.push(finding.means(torn.hint()));
         }
     }
 

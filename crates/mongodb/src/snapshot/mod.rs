@@ -34,7 +34,7 @@ pub(crate) fn require_logical(wanted: Option<BackupType>) -> Result<()> {
     match wanted {
         None | Some(BackupType::Logical) => Ok(()),
         Some(kind @ (BackupType::Physical | BackupType::Incremental)) => Err(unsupported(
-            format!("backups of the type {kind} cannot be taken"),
+            format!("backups of the type {kind} cannot be taken of MongoDB"),
             "they copy the files of a server through $backupCursor, which only some servers have; --type logical works \
              with every MongoDB, and PITR makes up for increments",
         )),
@@ -92,6 +92,7 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
         id: request.id.clone(),
         engine: crate::NAME.to_owned(),
         kind: SnapshotKind::Logical,
+        parent: None,
         epoch: request.epoch,
         namespaces: selection.patterns().to_vec(),
         started_at,

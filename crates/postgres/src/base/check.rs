@@ -9,7 +9,6 @@ use hindsight_repository::ClusterRepository;
 
 use super::damage::lines;
 use super::manifest::BackupManifest;
-use super::page::PageSizes;
 use super::stored::{StoredBase, archive_of, load_backup_manifest};
 use super::tar::{TarError, TarReader};
 use super::verify::{Verified, Verifier, VerifyOptions, Wrong};
@@ -51,10 +50,12 @@ impl SnapshotCheck {
     pub async fn of(cluster: &ClusterRepository, manifest: &SnapshotManifest) -> Result<Self> {
         let base = StoredBase::load(cluster, manifest).await?;
         let listed = load_backup_manifest(cluster, manifest).await?;
-        let sizes = PageSizes::new(base.block_size as usize, base.relation_blocks).filter(|_| base.data_checksums);
+        let sizes = base.pages();
         // A manifest whose files have several kinds of checksums is none that a server has written.
         let checksums = listed.checksums().unwrap_or(crate::wire::ManifestChecksums::Sha256);
-        let options = VerifyOptions { checksums, pages: sizes.map(|sizes| (sizes, base.start)) };
+        let pages = sizes.filter(|_| base.data_checksums).map(|sizes| (sizes, base.start));
+        let increments = sizes.filter(|_| manifest.parent.is_some());
+        let options = VerifyOptions { checksums, pages, increments };
         Ok(Self::new(listed, manifest, options))
     }
 

@@ -5,6 +5,8 @@
 //! computed from its beginning to its end. Where one of them is behind, nothing more is read, and the server waits: no more than
 //! some frames are ever in memory.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use hindsight_engine::{EngineError, FailureKind, Job, Result, SnapshotRequest};
 use hindsight_format::{ObjectKind, ObjectRef};
@@ -38,6 +40,8 @@ pub(super) struct Copied {
     pub(super) manifest: BackupManifest,
     /// Files that there are.
     pub(super) files: u64,
+    /// Of files that hold only what changed, bytes that they have once restored.
+    pub(super) restored: HashMap<Box<[u8]>, u64>,
     pub(super) end: BackupPosition,
     /// The session it came over.
     pub(super) connection: Connection,
@@ -72,7 +76,7 @@ pub(super) async fn copy(
         return Err(damaged(&report));
     }
     let (end, connection) = backup.finish()?;
-    Ok(Copied { objects, manifest, files: report.files, end, connection })
+    Ok(Copied { objects, manifest, files: report.files, restored: report.restored, end, connection })
 }
 
 fn server_found_damage(error: &EngineError) -> bool {

@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn looking_wants_whole_archives_and_a_manifest() {
-        let options = VerifyOptions { checksums: crate::wire::ManifestChecksums::Crc32c, pages: None };
+        let options = VerifyOptions::files(crate::wire::ManifestChecksums::Crc32c);
         let mut looker = Looker::new(options);
         looker.take(Look::Archive(Some(7))).unwrap();
         looker.take(Look::Bytes(file("f", b"data").into())).unwrap();

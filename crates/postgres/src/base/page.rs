@@ -25,6 +25,11 @@ impl PageSizes {
     pub const fn block(self) -> usize {
         self.block
     }
+
+    /// Pages in each file of a relation but the last.
+    pub const fn segment(self) -> u32 {
+        self.segment
+    }
 }
 
 impl Default for PageSizes {
@@ -125,6 +130,12 @@ impl Pages {
         Some(Self { sizes, start, next: Some(segment.checked_mul(sizes.segment)?), partial: Vec::new() })
     }
 
+    /// The next page is this one of its file, rather than the one after the last.
+    pub fn go_to(&mut self, path: &[u8], page: u32) {
+        let first = relation_segment(path).and_then(|segment| segment.checked_mul(self.sizes.segment));
+        self.next = first.and_then(|first| first.checked_add(page));
+    }
+
     /// Takes the next bytes. The rest after the last whole page is not looked at: servers do not either, as it is of a file
     /// that was just growing.
     pub fn feed(&mut self, mut bytes: &[u8], each: &mut dyn FnMut(PageProblem)) {
@@ -175,7 +186,7 @@ fn bytes_at<const N: usize>(page: &[u8], offset: usize) -> Option<[u8; N]> {
 /// Which of a relation's files it is, if it is one: `base/<database>/`, `global/` or
 /// `pg_tblspc/<tablespace>/PG_<version>/<database>/`, and then `<number>[_<fork>][.<segment>]`
 /// (`parse_filename_for_nontemp_relation`). Temporary relations are not in a backup.
-fn relation_segment(path: &[u8]) -> Option<u32> {
+pub(super) fn relation_segment(path: &[u8]) -> Option<u32> {
     let parts: Vec<&str> = std::str::from_utf8(path).ok()?.split('/').collect();
     let number = |text: &str| {
         let plain = !text.is_empty() && !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -40,6 +40,8 @@ pub(super) struct Source {
     pub(super) wal_block_size: u32,
     pub(super) segment_size: SegmentSize,
     pub(super) settings: BTreeMap<String, String>,
+    /// Whether the server notes which blocks change (`summarize_wal`); none before 17, which cannot.
+    pub(super) summarizes: Option<bool>,
 }
 
 /// What things are called, at a moment of the server's clock.
@@ -83,6 +85,7 @@ impl Source {
             pages: PageSizes::new(block_size as usize, relation_blocks).ok_or_else(|| unknown("block_size"))?,
             wal_block_size: number("wal_block_size")?,
             segment_size: SegmentSize::new(number("wal_segment_size")?).ok_or_else(|| unknown("wal_segment_size"))?,
+            summarizes: all.get("summarize_wal").map(|value| value == "on"),
             settings: all.iter().filter(|(name, _)| KEPT.contains(&name.as_str())).map(owned).collect(),
         };
         session.close().await;

@@ -8,6 +8,7 @@ use hindsight_repository::{ClusterRepository, encode_frame};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{BackupManifest, ManifestReader};
+use super::page::PageSizes;
 use crate::feed::blocking;
 use crate::wal::{Expect, History, SegmentSize, Version};
 use crate::{Lsn, TimelineId};
@@ -59,8 +60,22 @@ pub struct StoredBase {
     /// Settings that a server has to have at least as large as the source to recover (`max_connections` and its like), and
     /// those that it cannot start without (`shared_preload_libraries`).
     pub settings: BTreeMap<String, String>,
+    /// Of one that holds only what changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub increment: Option<StoredIncrement>,
     /// Whether the source's configuration files lie outside its data directory, so that the base has none.
     pub configured_outside: bool,
+}
+
+/// What there is to know of a base that holds only what changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredIncrement {
+    /// Where the base began that it builds upon.
+    pub since: Lsn,
+    /// Bytes of the main data directory, once restored.
+    pub main: u64,
+    /// Bytes of tablespaces by OID, once restored.
+    pub tablespaces: BTreeMap<u32, u64>,
 }
 
 /// A tablespace of a base.
@@ -95,6 +110,11 @@ impl StoredBase {
             segment_size: SegmentSize::new(self.wal_segment_size)?,
             block_size: self.wal_block_size,
         })
+    }
+
+    /// How it keeps relations; none where no server does it so.
+    pub fn pages(&self) -> Option<PageSizes> {
+        PageSizes::new(self.block_size as usize, self.relation_blocks)
     }
 
     /// The history of its timeline.

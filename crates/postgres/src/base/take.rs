@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::contents;
 use super::copy::{self, Copied};
 use super::own_log::OwnLog;
+use super::parent;
 use super::source::{self, Source};
 use super::stored::StoredBase;
 use super::verify::VerifyOptions;
@@ -42,23 +43,30 @@ async fn steps(address: &Address, job: &Job, request: &SnapshotRequest) -> Resul
     job.progress.step("asking the server", None);
     let source = Source::find(address).await?;
     let reserved = Reserved::new(source.address()).await?;
-    let (session, system) = source.replication().await?;
+    let (mut session, system) = source.replication().await?;
     same_system(&session, system, reserved.system())?;
 
+    let since = match &request.parent {
+        Some(parent) => Some(parent::hand_over(&mut session, &source, system, job, parent).await?),
+        None => None,
+    };
     job.progress.step("waiting for a checkpoint", None);
     let checksums = ManifestChecksums::Sha256;
     let label = format!("hindsight {}", request.id);
-    let options = BackupOptions { label, manifest: Some(checksums), ..BackupOptions::default() };
-    let backup = session.base_backup(&options).await?;
+    let options =
+        BackupOptions { label, manifest: Some(checksums), incremental: since.is_some(), ..BackupOptions::default() };
+    let backup = session.base_backup(&options).await;
+    let backup = backup.map_err(|error| parent::told(error, request.parent.as_ref()))?;
     let (start, tablespaces) = (backup.start(), backup.tablespaces().to_vec());
     let mut log = OwnLog::start(job, request, reserved, start).await?;
 
     let pages = source.checksums.then_some((source.pages, start.lsn));
+    let options = VerifyOptions { checksums, pages, increments: since.map(|_| source.pages) };
     let copied = tokio::select! {
-        copied = copy::copy(job, request, backup, VerifyOptions { checksums, pages }) => copied?,
+        copied = copy::copy(job, request, backup, options) => copied?,
         failed = log.failed() => return Err(failed),
     };
-    let Copied { mut objects, manifest, files, end, mut connection } = copied;
+    let Copied { mut objects, manifest, files, restored, end, mut connection } = copied;
 
     job.progress.step("closing the log", None);
     let history = source::history(&mut connection, end.timeline).await?;
@@ -66,7 +74,7 @@ async fn steps(address: &Address, job: &Job, request: &SnapshotRequest) -> Resul
     connection.close().await;
     let names = source.names().await?;
 
-    let databases = contents::databases(names.databases(), &manifest);
+    let databases = contents::databases(names.databases(), &manifest, &restored);
     let base = StoredBase {
         system_identifier: system,
         server_version: source.version.clone(),
@@ -85,6 +93,7 @@ async fn steps(address: &Address, job: &Job, request: &SnapshotRequest) -> Resul
         tablespaces: names.of(&tablespaces),
         databases,
         settings: source.settings.clone(),
+        increment: since.map(|since| contents::increment(since, &manifest, &restored)),
         configured_outside: manifest.expect(CONFIGURATION).is_none(),
     };
     objects.push(base.store(job, request).await?);
@@ -100,7 +109,8 @@ async fn steps(address: &Address, job: &Job, request: &SnapshotRequest) -> Resul
         format: FORMAT_VERSION,
         id: request.id.clone(),
         engine: crate::NAME.to_owned(),
-        kind: SnapshotKind::Physical,
+        kind: if since.is_some() { SnapshotKind::Incremental } else { SnapshotKind::Physical },
+        parent: request.parent.as_ref().map(|parent| parent.id.clone()),
         epoch: request.epoch,
         namespaces: Vec::new(),
         started_at,
@@ -123,23 +133,34 @@ async fn steps(address: &Address, job: &Job, request: &SnapshotRequest) -> Resul
     })
 }
 
+/// Refuses a type of backup that is not taken.
+///
+/// # Errors
+/// It is one of those.
+pub fn accept_type(wanted: Option<BackupType>) -> Result<()> {
+    let refused = |what: &str, hint: &str| Err(EngineError::new(FailureKind::Unsupported, what).hint(hint));
+    match wanted {
+        None | Some(BackupType::Physical | BackupType::Incremental) => Ok(()),
+        Some(BackupType::Logical) => refused(
+            "backups of the type logical are not taken of PostgreSQL",
+            "use --type physical: it holds the whole cluster, and what follows it in the log can be restored on top of it",
+        ),
+        Some(BackupType::External) => refused(
+            "backups of the type external cannot be taken of PostgreSQL",
+            "use --type physical; PITR keeps what changes after it",
+        ),
+    }
+}
+
 /// Refuses what cannot be taken.
 fn accept(request: &SnapshotRequest) -> Result<()> {
+    accept_type(request.wanted)?;
     let refused = |what: String, hint: &str| Err(EngineError::new(FailureKind::Unsupported, what).hint(hint));
-    match request.wanted {
-        None | Some(BackupType::Physical) => {}
-        Some(BackupType::Logical) => {
-            return refused(
-                "backups of the type logical are not taken of PostgreSQL".to_owned(),
-                "use --type physical: it holds the whole cluster, and what follows it in the log can be restored on top of it",
-            );
-        }
-        Some(kind @ (BackupType::Incremental | BackupType::External)) => {
-            return refused(
-                format!("backups of the type {kind} cannot be taken of PostgreSQL"),
-                "use --type physical; PITR keeps what changes after it",
-            );
-        }
+    if (request.wanted == Some(BackupType::Incremental)) != request.parent.is_some() {
+        return refused(
+            "an incremental backup builds upon another, and no other backup does".to_owned(),
+            "name the type incremental together with the snapshot to build upon",
+        );
     }
     if !request.namespaces.is_empty() {
         return refused(
@@ -179,6 +200,7 @@ mod tests {
             id: "2021-02-03T08:08:36Z".to_owned(),
             epoch: 1,
             wanted,
+            parent: None,
             namespaces: Vec::new(),
             compression_level: 3,
             parallel: 0,

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 
 use super::checksum::{Checksum, Checksummer};
+use super::increment::{Change, IncrementError, IncrementReader, changes_of};
 use super::manifest::BackupManifest;
 use super::page::{PageProblem, PageSizes, Pages};
 use super::tar::{Shown, TarEvent, TarKind};
@@ -23,6 +24,15 @@ pub struct VerifyOptions {
     /// For clusters with checksums of pages: how they keep relations, and where the backup begins in the log. Pages that
     /// were written since may be torn, and are not looked at.
     pub pages: Option<(PageSizes, Lsn)>,
+    /// For incremental backups: how the cluster keeps the relations of which there are only the changes.
+    pub increments: Option<PageSizes>,
+}
+
+impl VerifyOptions {
+    /// Files alone, and no pages in them.
+    pub fn files(checksums: ManifestChecksums) -> Self {
+        Self { checksums, pages: None, increments: None }
+    }
 }
 
 /// Something that is not as it has to be.
@@ -58,6 +68,8 @@ pub enum Wrong {
         /// The kind.
         expected: ManifestChecksums,
     },
+    /// Its changes cannot be made out.
+    Increment(IncrementError),
     /// A page is damaged.
     Page(PageProblem),
 }
@@ -74,6 +86,7 @@ impl fmt::Display for Finding {
             Wrong::NotCompared { expected } => {
                 write!(f, "{path} cannot be compared: its checksum is one by {}", expected.name())
             }
+            Wrong::Increment(error) => write!(f, "{path} is not what it should be: {error}"),
             Wrong::Page(PageProblem { block, stored, computed }) => {
                 write!(
                     f,
@@ -89,6 +102,8 @@ impl fmt::Display for Finding {
 struct Seen {
     size: u64,
     checksum: Checksum,
+    /// Bytes that it has once restored, if it holds only what changed.
+    restored: Option<u64>,
 }
 
 /// Looks at the events of one archive, or of a part of one that begins with a file.
@@ -107,6 +122,16 @@ struct Open {
     size: u64,
     checksum: Checksummer,
     pages: Option<Pages>,
+    changes: Option<Changes>,
+}
+
+/// A file that holds only what changed.
+#[derive(Debug)]
+struct Changes {
+    /// The file that it holds changes of.
+    of: Vec<u8>,
+    reader: IncrementReader,
+    failed: Option<IncrementError>,
 }
 
 impl Verifier {
@@ -122,20 +147,30 @@ impl Verifier {
         match event {
             TarEvent::File(header) if header.kind == TarKind::File => {
                 let path = [self.prefix.as_slice(), &header.path].concat();
-                let pages = self.options.pages.and_then(|(sizes, start)| Pages::of(&path, sizes, start));
-                self.open = Some(Open { path, size: 0, checksum: Checksummer::new(self.options.checksums), pages });
+                let changes = self.options.increments.zip(changes_of(&path));
+                let changes =
+                    changes.map(|(sizes, of)| Changes { of, reader: IncrementReader::new(sizes), failed: None });
+                let relation = changes.as_ref().map_or(&path, |changes| &changes.of);
+                let pages = self.options.pages.and_then(|(sizes, start)| Pages::of(relation, sizes, start));
+                let checksum = Checksummer::new(self.options.checksums);
+                self.open = Some(Open { path, size: 0, checksum, pages, changes });
             }
             TarEvent::File(_) => self.open = None,
             TarEvent::Data(data) => {
                 let Some(open) = &mut self.open else { return };
                 open.size += data.len() as u64;
                 open.checksum.update(data);
-                let Open { path, pages: Some(pages), .. } = open else { return };
-                pages.feed(data, &mut |problem| self.verified.page(path, problem));
+                let Open { path, pages, changes, .. } = open;
+                match (changes, pages) {
+                    (None, None) => {}
+                    (None, Some(pages)) => pages.feed(data, &mut |problem| self.verified.page(path, problem)),
+                    (Some(changes), pages) => changes.feed(data, pages.as_mut(), &mut self.verified),
+                }
             }
             TarEvent::End { .. } => {
-                let Some(Open { path, size, checksum, .. }) = self.open.take() else { return };
-                self.verified.see(path.into(), Seen { size, checksum: checksum.finish() });
+                let Some(Open { path, size, checksum, pages: _, changes }) = self.open.take() else { return };
+                let restored = changes.and_then(|changes| changes.finish(&path, &mut self.verified));
+                self.verified.see(path.into(), Seen { size, checksum: checksum.finish(), restored });
             }
         }
     }
@@ -143,6 +178,35 @@ impl Verifier {
     /// What was in it. A file that did not come whole is not.
     pub fn finish(self) -> Verified {
         self.verified
+    }
+}
+
+impl Changes {
+    fn feed(&mut self, data: &[u8], mut pages: Option<&mut Pages>, verified: &mut Verified) {
+        if self.failed.is_some() {
+            return;
+        }
+        let of = &self.of;
+        let fed = self.reader.feed(data, &mut |change| {
+            let (Change::Data { block, offset, bytes }, Some(pages)) = (change, pages.as_deref_mut()) else { return };
+            if offset == 0 {
+                pages.go_to(of, block);
+            }
+            pages.feed(bytes, &mut |problem| verified.page(of, problem));
+        });
+        self.failed = fed.err();
+    }
+
+    /// Bytes that the file has once restored.
+    fn finish(self, path: &[u8], verified: &mut Verified) -> Option<u64> {
+        let block = self.reader.sizes().block() as u64;
+        match self.failed.map_or_else(|| self.reader.finish(), Err) {
+            Ok(changed) => Some(u64::from(changed.whole()) * block),
+            Err(error) => {
+                verified.findings.push(Finding { path: path.to_vec(), what: Wrong::Increment(error) });
+                None
+            }
+        }
     }
 }
 
@@ -193,7 +257,10 @@ impl Verified {
         let mut found = |path: &[u8], what| findings.push(Finding { path: path.to_vec(), what });
         for (path, seen) in &files {
             report.files += 1;
-            report.bytes = report.bytes.saturating_add(seen.size);
+            report.bytes = report.bytes.saturating_add(seen.restored.unwrap_or(seen.size));
+            if let Some(bytes) = seen.restored {
+                report.restored.insert(path.clone(), bytes);
+            }
             let Some(expected) = manifest.expect(path) else {
                 if !goes_without(path) {
                     found(path, Wrong::Unexpected);
@@ -236,8 +303,10 @@ fn goes_without(path: &[u8]) -> bool {
 pub struct Report {
     /// Files that came.
     pub files: u64,
-    /// Their bytes.
+    /// Their bytes, once restored.
     pub bytes: u64,
+    /// Of files that hold only what changed, bytes that they have once restored.
+    pub restored: HashMap<Box<[u8]>, u64>,
     /// Files that the manifest has no checksum of.
     pub by_size_alone: u64,
     /// Pages that are damaged, of which the first thousand are among the findings.
@@ -255,13 +324,14 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use super::super::increment::tests::{BLOCK, increment};
     use super::super::manifest::tests::{entry, manifest};
     use super::super::page::tests::page;
     use super::super::tar::TarReader;
     use super::super::tar::tests::{file, header};
     use super::*;
 
-    const CRC: VerifyOptions = VerifyOptions { checksums: ManifestChecksums::Crc32c, pages: None };
+    const CRC: VerifyOptions = VerifyOptions { checksums: ManifestChecksums::Crc32c, pages: None, increments: None };
 
     fn verified(options: VerifyOptions, tablespace: Option<u32>, archive: &[u8]) -> Verified {
         let (mut reader, mut verifier) = (TarReader::new(), Verifier::new(options, tablespace));
@@ -356,7 +426,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_compared_is_not_called_good() {
-        let sha = VerifyOptions { checksums: ManifestChecksums::Sha256, pages: None };
+        let sha = VerifyOptions::files(ManifestChecksums::Sha256);
         let report = verified(sha, None, &file("x", b"data")).compare(&listed(&[("x", b"data")]));
         assert_eq!(told(&report), ["\"x\" cannot be compared: its checksum is one by CRC32C"]);
         let bare = "{ \"Path\": \"x\", \"Size\": 4 }".to_owned();
@@ -390,5 +460,33 @@ mod tests {
         let data: Vec<u8> = data.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at % 8192 == 99)).collect();
         let report = verified(options, None, &file("base/5/1", &data)).compare(&listed(&[("base/5/1", &data)]));
         assert_eq!((report.damaged_pages, report.findings.len()), (1200, MAX_PAGES));
+    }
+
+    #[test]
+    fn of_changes_the_pages_are_looked_at_and_the_size_to_be() {
+        let sizes = PageSizes::default();
+        let options = VerifyOptions { pages: Some((sizes, Lsn(1000))), increments: Some(sizes), ..CRC };
+        // Two of nine pages, the second of them damaged.
+        let mut data = increment(9, &[(3, 0), (6, 0)]);
+        data.truncate(BLOCK);
+        data.extend(page(131_072 + 3, 7, 1));
+        data.extend(page(131_072 + 6, 7, 1));
+        let path = "base/5/INCREMENTAL.16384.1";
+        let report = verified(options, None, &file(path, &data)).compare(&listed(&[(path, &data)]));
+        assert_eq!(told(&report), Vec::<String>::new());
+        assert_eq!((report.bytes, report.restored.get(path.as_bytes())), (9 * 8192, Some(&(9 * 8192))));
+        data[2 * BLOCK + 100] ^= 1;
+        let report = verified(options, None, &file(path, &data)).compare(&listed(&[(path, &data)]));
+        let shown = told(&report).concat();
+        assert!(shown.starts_with("\"base/5/16384.1\" is damaged in page 131078: "), "{shown}");
+        data.pop();
+        let report = verified(options, None, &file(path, &data)).compare(&listed(&[(path, &data)]));
+        assert_eq!(
+            told(&report),
+            ["\"base/5/INCREMENTAL.16384.1\" is not what it should be: it has 24575 bytes, and says that it has 24576"]
+        );
+        // Where nothing builds upon anything, a file may be called so.
+        let report = verified(CRC, None, &file(path, &data)).compare(&listed(&[(path, &data)]));
+        assert!(report.is_clean());
     }
 }

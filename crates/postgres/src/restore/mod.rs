@@ -3,6 +3,7 @@
 //! The server never decides where to stop. What it is served ends at the record that was resolved beforehand, and that is
 //! also its target: it ends its recovery there, or says what keeps it from that.
 
+mod combine;
 mod configuration;
 mod leave;
 pub(crate) mod log;
@@ -38,7 +39,7 @@ use prepare::Ready;
 use present::Present;
 use recover::{Facts, look, recover};
 use settings::Standing;
-use unpack::{Part, Unpacked};
+use unpack::Unpacked;
 use walk::{Walked, walk};
 
 pub use prepare::{accept, prepare};
@@ -88,7 +89,7 @@ pub async fn run_asking(
     if in_place.is_none() {
         options.gate.cross().await?;
     }
-    let made = make(job, plan, &ready, read, directory.port, command).await;
+    let made = make(job, &ready, read, directory.port, command).await;
     let (made, unpacked, facts) = made.map_err(|error| match in_place {
         Some(present) => swap::unchanged(error, present),
         None => error,
@@ -119,15 +120,14 @@ pub async fn run_asking(
 /// Makes the directory: unpacks it, lets a server recover in it, looks at that, and leaves it as it is to stay.
 async fn make(
     job: &Job,
-    plan: &RestorePlan,
     ready: &Ready,
     read: Read,
     port: Option<u16>,
     command: String,
 ) -> Result<(Arc<Made>, Unpacked, Facts)> {
-    let Ready { base, programs, place, parts } = ready;
-    let Read { log, walked, manifest } = read;
-    job.progress.step("unpacking the base", Some(parts.iter().map(Part::raw_bytes).sum()));
+    let Ready { base, programs, place, chain, sizes } = ready;
+    let Read { log, walked, manifests } = read;
+    job.progress.step("unpacking the base", Some(unpack::raw_bytes(chain)));
     let making = place.clone();
     let make = move || {
         let made = making.make()?;
@@ -136,7 +136,7 @@ async fn make(
         Ok((Arc::new(made), private))
     };
     let (made, private) = blocking(make).await?;
-    let unpacked = unpack::run(job, plan, parts, (place, &made), manifest).await?;
+    let unpacked = unpack::run(job, chain, (place, &made), manifests, *sizes).await?;
     let before = settings::put_aside(made.data())?;
     // From here on its owner may do anything in it.
     made.give()?;
@@ -164,30 +164,39 @@ async fn make(
 struct Read {
     log: Arc<StoredLog>,
     walked: Walked,
-    manifest: BackupManifest,
+    /// Those of the chain.
+    manifests: Vec<BackupManifest>,
 }
 
 /// Reads all of the log up to the cut, and, unless that is not wanted, all of the data.
 async fn read(job: &Job, plan: &RestorePlan, ready: &Ready, cut: Lsn, skip_data: bool) -> Result<Read> {
-    let (base, id, parts) = (&ready.base, &plan.base.id, &ready.parts);
+    let (base, chain) = (&ready.base, &ready.chain);
     let log = StoredLog::of(&job.cluster, plan, base, Some(cut)).await?;
     let log = Arc::new(knowing_others(log, &job.cluster, &ready.place).await?);
-    let manifest = load_backup_manifest(&job.cluster, &plan.base).await?;
+    let mut manifests = Vec::with_capacity(chain.len());
+    for snapshot in [&plan.base].into_iter().chain(&plan.parents) {
+        manifests.push(load_backup_manifest(&job.cluster, snapshot).await?);
+    }
+    let listed: Vec<_> = chain.iter().map(|link| link.id.as_str()).zip(&manifests).collect();
+    combine::require_whole(&listed)?;
     let bytes = cut.since(base.start).unwrap_or(0);
     let (what, bytes) = match skip_data {
-        false => ("reading the log and the data through", bytes.saturating_add(unpack::stored_bytes(parts))),
+        false => ("reading the log and the data through", bytes.saturating_add(unpack::stored_bytes(chain))),
         true => ("reading the log through", bytes),
     };
     job.progress.step(what, Some(bytes));
     let checking = async {
-        match skip_data {
-            false => unpack::check(job, id, parts).await,
-            true => unpack::open(&job.cluster, id, parts).await,
+        for link in chain {
+            match skip_data {
+                false => unpack::check(job, link).await?,
+                true => unpack::open(&job.cluster, link).await?,
+            }
         }
+        Ok(())
     };
     let (walked, ()) = tokio::try_join!(walk(job, &log, base), checking)?;
     walked.require(ready.place.owner())?;
-    Ok(Read { log, walked, manifest })
+    Ok(Read { log, walked, manifests })
 }
 
 /// Tells the log of all timelines that the repository knows, and a directory that is replaced, so that the server begins one that is none of them.

@@ -15,8 +15,8 @@ use super::log::{StoredLog, unknown_version};
 use super::place::Place;
 use super::present::Present;
 use super::reach::{Found, resolve};
-use super::unpack::{self, Part};
-use crate::base::StoredBase;
+use super::unpack::{self, Link};
+use crate::base::{PageSizes, StoredBase};
 use crate::feed::blocking;
 use crate::server::Programs;
 use crate::{Lsn, NAME};
@@ -57,7 +57,10 @@ pub(super) struct Ready {
     pub(super) base: StoredBase,
     pub(super) programs: Programs,
     pub(super) place: Place,
-    pub(super) parts: Vec<Part>,
+    /// The base, and those that it builds upon, the newest first.
+    pub(super) chain: Vec<Link>,
+    /// How they keep relations.
+    pub(super) sizes: PageSizes,
 }
 
 impl Ready {
@@ -82,7 +85,9 @@ impl Ready {
         if base.expect(1).is_none() {
             return Err(unknown_version(&base));
         }
-        let parts = unpack::parts(&plan.base)?;
+        let sizes = base.pages().ok_or_else(|| EngineError::damaged("the base is in blocks of a size that is none"))?;
+        require_chain(source, plan, &base).await?;
+        let chain = [&plan.base].into_iter().chain(&plan.parents).map(Link::of).collect::<Result<_>>()?;
         let stored = base.clone();
         let (programs, place) = blocking(move || {
             let programs = Programs::find(directory.program.as_deref(), stored.major)?;
@@ -94,19 +99,47 @@ impl Ready {
             Ok((programs, place))
         })
         .await?;
-        Ok(Self { base, programs, place, parts })
+        Ok(Self { base, programs, place, chain, sizes })
     }
 
     /// Makes sure that the data, and the log beside them, fit where they go.
     pub(super) async fn require_room(&self, cut: Lsn) -> Result<()> {
         let mut others: BTreeMap<u32, u64> = BTreeMap::new();
         let mut main = cut.since(self.base.start).unwrap_or(0).min(LOG_ROOM).saturating_add(SPARE);
-        for part in &self.parts {
-            let sum = part.tablespace.map_or(&mut main, |oid| others.entry(oid).or_default());
-            *sum = sum.saturating_add(part.raw_bytes());
+        match &self.base.increment {
+            Some(increment) => {
+                main = main.saturating_add(increment.main);
+                others.clone_from(&increment.tablespaces);
+            }
+            None => {
+                for part in self.chain.iter().flat_map(|link| &link.parts) {
+                    let sum = part.tablespace.map_or(&mut main, |oid| others.entry(oid).or_default());
+                    *sum = sum.saturating_add(part.raw_bytes());
+                }
+            }
         }
         let place = self.place.clone();
         blocking(move || place.require_room(main, &others)).await
+    }
+}
+
+/// Makes sure that each base of a chain builds upon the next one.
+async fn require_chain(source: &ClusterRepository, plan: &RestorePlan, base: &StoredBase) -> Result<()> {
+    let mut child = (&plan.base, base.clone());
+    for manifest in &plan.parents {
+        let parent = StoredBase::load(source, manifest).await?;
+        let since = child.1.increment.as_ref().map(|increment| increment.since);
+        let alike = |base: &StoredBase| (base.system_identifier, base.major, base.block_size, base.relation_blocks);
+        if since != Some(parent.start) || alike(&parent) != alike(&child.1) {
+            let what = format!("snapshot {} does not build upon what {} is", child.0.id, manifest.id);
+            return Err(EngineError::damaged(what).hint("restore from another snapshot, see `list`"));
+        }
+        child = (manifest, parent);
+    }
+    match child.1.increment {
+        None => Ok(()),
+        Some(_) => Err(EngineError::damaged(format!("snapshot {} holds only what changed since another", child.0.id))
+            .hint("restore from another snapshot, see `list`")),
     }
 }
 
@@ -121,9 +154,11 @@ pub async fn prepare(
     destination: &Destination,
 ) -> Result<Preview> {
     let ready = Ready::of(source, plan, selection, destination, None).await?;
-    let Ready { base, programs, place, parts } = &ready;
+    let Ready { base, programs, place, chain, .. } = &ready;
     // Every footer is read: what is missing or cut short is found before, not after.
-    unpack::open(source, &plan.base.id, parts).await?;
+    for link in chain {
+        unpack::open(source, link).await?;
+    }
     let log = Arc::new(StoredLog::of(source, plan, base, None).await?);
     let found = resolve(&log, plan, base).await?;
     ready.require_room(found.cut).await?;
@@ -142,7 +177,7 @@ pub async fn prepare(
         existing: Vec::new(),
         notes: notes(plan, &ready, &found),
         reaches: Some(found.reached),
-        estimated_secs: Some(1 + plan.base.totals.raw_bytes / UNPACKED + log_bytes / REPLAYED),
+        estimated_secs: Some(1 + unpack::raw_bytes(chain) / UNPACKED + log_bytes / REPLAYED),
     })
 }
 

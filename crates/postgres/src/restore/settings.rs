@@ -222,6 +222,7 @@ pub(crate) mod tests {
             tablespaces: Vec::new(),
             databases: Vec::new(),
             settings: BTreeMap::new(),
+            increment: None,
             configured_outside: false,
         }
     }

@@ -10,15 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use hindsight_catalog::RestorePlan;
 use hindsight_engine::{EngineError, FailureKind, Job, Result};
 use hindsight_format::{ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, ObjectReader};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::combine::{Combining, Fault, Filling, lacks, plain_label};
 use super::place::{Made, Place};
 use crate::base::{
-    BackupManifest, TarEvent, TarHeader, TarKind, TarReader, Verified, Verifier, VerifyOptions, archive_of,
+    BackupManifest, PageSizes, TarEvent, TarHeader, TarKind, TarReader, Verified, Verifier, VerifyOptions, archive_of,
+    changes_of,
 };
 use crate::feed::{blocking, feed};
 use crate::server::{Folder, local};
@@ -32,6 +33,11 @@ const READ_AT_ONCE: usize = 4;
 const FRAMES_AHEAD: usize = 1;
 /// Files that are not for the server: the map would lead it to where tablespaces were, the others would make it a standby.
 const LEFT_OUT: [&[u8]; 4] = [b"tablespace_map", b"standby.signal", b"recovery.signal", b"backup_manifest"];
+
+/// Where the recovery begins; of a base that holds only what changed, it says that too.
+const LABEL: &[u8] = b"backup_label";
+/// Servers write some lines.
+const LONGEST_LABEL: usize = 64 << 10;
 
 /// What was unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,11 +61,28 @@ impl Part {
     }
 }
 
+/// A base, or one that it builds upon.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    /// Its name.
+    pub(crate) id: String,
+    pub(crate) parts: Vec<Part>,
+    /// Whether it holds only what changed since another.
+    pub(crate) changes: bool,
+}
+
+impl Link {
+    /// That of a snapshot.
+    ///
+    /// # Errors
+    /// It has parts that are of no archive, or none.
+    pub(crate) fn of(manifest: &SnapshotManifest) -> Result<Self> {
+        Ok(Self { id: manifest.id.clone(), parts: parts(manifest)?, changes: manifest.parent.is_some() })
+    }
+}
+
 /// The parts of a base.
-///
-/// # Errors
-/// One that is of no archive.
-pub(crate) fn parts(manifest: &SnapshotManifest) -> Result<Vec<Part>> {
+fn parts(manifest: &SnapshotManifest) -> Result<Vec<Part>> {
     let data = manifest.objects.iter().filter(|object| object.name.starts_with("data/"));
     let parts = data.map(|object| {
         let archive = archive_of(&object.name);
@@ -78,7 +101,7 @@ pub(crate) fn parts(manifest: &SnapshotManifest) -> Result<Vec<Part>> {
 ///
 /// # Errors
 /// One is missing or damaged.
-pub(crate) async fn open(cluster: &ClusterRepository, id: &str, parts: &[Part]) -> Result<()> {
+pub(crate) async fn open(cluster: &ClusterRepository, Link { id, parts, .. }: &Link) -> Result<()> {
     let open = |part: Part| async move { reader(cluster, id, &part).await.map(drop) };
     stream::iter(parts.iter().cloned().map(open)).buffer_unordered(AT_ONCE).try_collect().await
 }
@@ -92,7 +115,7 @@ async fn reader(cluster: &ClusterRepository, id: &str, part: &Part) -> Result<Ob
 ///
 /// # Errors
 /// One is damaged.
-pub(crate) async fn check(job: &Job, id: &str, parts: &[Part]) -> Result<()> {
+pub(crate) async fn check(job: &Job, Link { id, parts, .. }: &Link) -> Result<()> {
     let one = |part: Part| async move {
         job.check()?;
         let reader = reader(&job.cluster, id, &part).await?;
@@ -106,39 +129,78 @@ pub(crate) async fn check(job: &Job, id: &str, parts: &[Part]) -> Result<()> {
 }
 
 /// Bytes stored of the data.
-pub(crate) fn stored_bytes(parts: &[Part]) -> u64 {
-    parts.iter().map(|part| part.object.stored_bytes).fold(0, u64::saturating_add)
+pub(crate) fn stored_bytes(chain: &[Link]) -> u64 {
+    sum(chain, |part| part.object.stored_bytes)
 }
 
-/// Unpacks all parts to their place, which has been made, and compares what they hold with the list.
+/// The same before compression.
+pub(crate) fn raw_bytes(chain: &[Link]) -> u64 {
+    sum(chain, Part::raw_bytes)
+}
+
+fn sum(chain: &[Link], bytes: impl Fn(&Part) -> u64) -> u64 {
+    chain.iter().flat_map(|link| &link.parts).map(bytes).fold(0, u64::saturating_add)
+}
+
+/// Unpacks a base to its place, which has been made, and fills what it lacks from those that it builds upon: `chain` has them,
+/// the newest first. All that they hold is compared with their lists.
 ///
 /// # Errors
 /// Something cannot be written, or is not what it was.
 pub(crate) async fn run(
     job: &Job,
-    plan: &RestorePlan,
-    parts: &[Part],
+    chain: &[Link],
     (place, made): (&Place, &Arc<Made>),
-    manifest: BackupManifest,
+    manifests: Vec<BackupManifest>,
+    sizes: PageSizes,
 ) -> Result<Unpacked> {
-    let options = VerifyOptions { checksums: manifest.checksums().unwrap_or(ManifestChecksums::Sha256), pages: None };
+    let combining = Arc::new(Combining::new(sizes));
+    let mut unpacked = None;
+    for (link, manifest) in chain.iter().zip(manifests) {
+        let newest = unpacked.is_none();
+        let found = unpack(job, link, made, manifest, (&combining, newest)).await?;
+        unpacked.get_or_insert(found);
+        if let Some(path) = combining.go_on() {
+            return Err(lacks(&link.id, &path));
+        }
+    }
+    // Of the last one nothing is wanted that it does not have.
+    if let (Some(path), Some(last)) = (combining.go_on(), chain.last()) {
+        return Err(lacks(&last.id, &path));
+    }
+    let (place, made) = (place.clone(), made.clone());
+    blocking(move || link_spaces(&place, &made)).await?;
+    Ok(unpacked.unwrap_or_default())
+}
+
+/// Unpacks one of them, and compares it with its list.
+async fn unpack(
+    job: &Job,
+    link: &Link,
+    made: &Arc<Made>,
+    manifest: BackupManifest,
+    (combining, newest): (&Arc<Combining>, bool),
+) -> Result<Unpacked> {
+    let checksums = manifest.checksums().unwrap_or(ManifestChecksums::Sha256);
+    let increments = link.changes.then_some(combining.sizes);
+    let options = VerifyOptions { increments, ..VerifyOptions::files(checksums) };
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(AT_ONCE);
     let one = |part: Part| {
-        let (job, id, made) = (job.clone(), plan.base.id.clone(), made.clone());
+        let (job, id, made) = (job.clone(), link.id.clone(), made.clone());
+        let role = Role { newest, changes: link.changes, combining: combining.clone() };
         async move {
-            let unpacking = tokio::spawn(async move { part_of(&job, &id, part, &made, options).await });
+            let unpacking = tokio::spawn(async move { part_of(&job, &id, part, &made, options, role).await });
             let unpacked = AbortOnDropHandle::new(unpacking).await;
             unpacked.map_err(|error| EngineError::new(FailureKind::Local, format!("unpacking ended: {error}")))?
         }
     };
-    let mut unpacked = stream::iter(parts.iter().cloned().map(one)).buffer_unordered(workers);
+    let mut unpacked = stream::iter(link.parts.iter().cloned().map(one)).buffer_unordered(workers);
     let mut all = Verified::default();
     while let Some(verified) = unpacked.try_next().await? {
         all.absorb(verified);
     }
-    let (place, made, id) = (place.clone(), made.clone(), plan.base.id.clone());
+    let id = link.id.clone();
     blocking(move || {
-        link(&place, &made)?;
         let report = all.compare(&manifest);
         let Some(first) = report.findings.first() else {
             return Ok(Unpacked { files: report.files, bytes: report.bytes });
@@ -154,7 +216,7 @@ pub(crate) async fn run(
 }
 
 /// Links to tablespaces: made when nothing is unpacked any more that could be led through them.
-fn link(place: &Place, made: &Made) -> Result<()> {
+fn link_spaces(place: &Place, made: &Made) -> Result<()> {
     for space in place.tablespaces() {
         let name = Path::new("pg_tblspc").join(space.oid.to_string());
         let link = made.data().here().join(&name);
@@ -164,9 +226,9 @@ fn link(place: &Place, made: &Made) -> Result<()> {
     Ok(())
 }
 
-async fn part_of(job: &Job, id: &str, part: Part, made: &Made, options: VerifyOptions) -> Result<Verified> {
+async fn part_of(job: &Job, id: &str, part: Part, made: &Made, options: VerifyOptions, role: Role) -> Result<Verified> {
     let reader = reader(&job.cluster, id, &part).await?;
-    let unpacker = Unpacker::new(made, part.tablespace, options)?;
+    let unpacker = Unpacker::new(made, part.tablespace, options, role)?;
     let name = part.object.name;
     let frames = reader.stream(|_| true, FRAMES_AHEAD).then(|frame| async move {
         let (_, frame) = frame?;
@@ -181,24 +243,44 @@ async fn part_of(job: &Job, id: &str, part: Part, made: &Made, options: VerifyOp
     }
 }
 
+/// What a base is to others.
+#[derive(Clone, Debug)]
+struct Role {
+    /// Whether it says which files there are; of others only what that one lacks is taken.
+    newest: bool,
+    /// Whether it holds only what changed since another.
+    changes: bool,
+    combining: Arc<Combining>,
+}
+
+/// A file that is being written.
+enum Writing {
+    Whole(PathBuf, File),
+    Filled(PathBuf, Filling),
+    /// `backup_label` of one that holds only what changed.
+    Label(PathBuf, File, Vec<u8>),
+}
+
 /// Unpacks one part.
 struct Unpacker {
-    /// Where its paths begin.
-    root: Folder,
+    role: Role,
+    /// Where its paths begin; none of a tablespace that there is no more.
+    root: Option<Folder>,
     tablespace: Option<u32>,
     verifier: Verifier,
     /// Directories that are known to be there.
     known: HashSet<Vec<u8>>,
-    file: Option<(PathBuf, File)>,
+    file: Option<Writing>,
 }
 
 impl Unpacker {
-    fn new(made: &Made, tablespace: Option<u32>, options: VerifyOptions) -> Result<Self> {
+    fn new(made: &Made, tablespace: Option<u32>, options: VerifyOptions, role: Role) -> Result<Self> {
         let root = tablespace.map_or(Some(made.data()), |oid| made.space(oid)).cloned();
-        let root =
-            root.ok_or_else(|| EngineError::damaged("the snapshot has data of a tablespace that it does not name"))?;
+        if root.is_none() && role.newest {
+            return Err(EngineError::damaged("the snapshot has data of a tablespace that it does not name"));
+        }
         let verifier = Verifier::new(options, tablespace);
-        Ok(Self { root, tablespace, verifier, known: HashSet::new(), file: None })
+        Ok(Self { role, root, tablespace, verifier, known: HashSet::new(), file: None })
     }
 
     fn unpack(mut self, name: &str, frames: &mut crate::feed::Feed) -> Result<Verified> {
@@ -223,19 +305,71 @@ impl Unpacker {
     fn take(&mut self, event: TarEvent<'_>) -> Result<()> {
         self.verifier.take(event);
         match event {
-            TarEvent::File(header) => self.begin(header),
-            TarEvent::Data(data) => match &mut self.file {
-                Some((path, file)) => file.write_all(data).map_err(|error| failed(path, &error)),
+            TarEvent::File(header) => match self.root.clone() {
+                Some(root) if self.role.newest => self.begin(&root, header),
+                Some(root) => self.fill(&root, header),
                 None => Ok(()),
             },
-            TarEvent::End { .. } => {
-                self.file = None;
-                Ok(())
-            }
+            TarEvent::Data(data) => match &mut self.file {
+                Some(Writing::Whole(path, file)) => file.write_all(data).map_err(|error| failed(path, &error)),
+                Some(Writing::Filled(path, filling)) => filling.feed(data).map_err(|fault| unfilled(path, fault)),
+                Some(Writing::Label(_, _, label)) => {
+                    label.extend_from_slice(data);
+                    match label.len() > LONGEST_LABEL {
+                        true => Err(EngineError::damaged("the snapshot has a backup_label that no server writes")),
+                        false => Ok(()),
+                    }
+                }
+                None => Ok(()),
+            },
+            TarEvent::End { .. } => match self.file.take() {
+                Some(Writing::Filled(path, filling)) => {
+                    let (file, wanted) = filling.finish().map_err(|fault| unfilled(&path, fault))?;
+                    self.role.combining.want(file, wanted);
+                    Ok(())
+                }
+                Some(Writing::Label(path, mut file, label)) => {
+                    file.write_all(&plain_label(&label)).map_err(|error| failed(&path, &error))
+                }
+                Some(Writing::Whole(..)) | None => Ok(()),
+            },
         }
     }
 
-    fn begin(&mut self, header: &TarHeader) -> Result<()> {
+    /// A file of an older base begins: what is wanted of it is taken.
+    fn fill(&mut self, root: &Folder, header: &TarHeader) -> Result<()> {
+        if header.kind != TarKind::File {
+            return Ok(());
+        }
+        let path = self.listed(&header.path);
+        let changes = changes_of(&path).filter(|_| self.role.changes);
+        let whole = changes.is_none();
+        let target = changes.unwrap_or(path);
+        let Some(wanted) = self.role.combining.take(&target) else { return Ok(()) };
+        let own = OsStr::from_bytes(self.unlisted(&target));
+        let shown = root.path().join(own);
+        // It was made by the newest one, and nobody else can have changed that.
+        let file = File::options().write(true).open(root.here().join(own)).map_err(|error| failed(&shown, &error))?;
+        let filling = Filling::older(target, file, self.role.combining.sizes, wanted, whole);
+        self.file = Some(Writing::Filled(shown, filling));
+        Ok(())
+    }
+
+    /// A path as manifests have it.
+    fn listed(&self, path: &[u8]) -> Vec<u8> {
+        match self.tablespace {
+            Some(oid) => [format!("pg_tblspc/{oid}/").as_bytes(), path].concat(),
+            None => path.to_vec(),
+        }
+    }
+
+    /// The same the other way round.
+    fn unlisted<'p>(&self, path: &'p [u8]) -> &'p [u8] {
+        let within = self.tablespace.and_then(|oid| path.strip_prefix(format!("pg_tblspc/{oid}/").as_bytes()));
+        within.unwrap_or(path)
+    }
+
+    fn begin(&mut self, root: &Folder, header: &TarHeader) -> Result<()> {
         let inside = |folder: &[u8]| header.path.strip_prefix(folder).is_some_and(|rest| rest.first() == Some(&b'/'));
         let is_main = self.tablespace.is_none();
         match &header.kind {
@@ -248,10 +382,10 @@ impl Unpacker {
                 return Err(EngineError::new(FailureKind::Unsupported, what));
             }
             TarKind::Directory => {
-                self.directory(&header.path)?;
+                self.directory(root, &header.path)?;
                 let mode = fs::Permissions::from_mode(header.mode & 0o777);
-                let set = fs::set_permissions(self.path(&header.path), mode);
-                return set.map_err(|error| failed(&self.shown(&header.path), &error));
+                let set = fs::set_permissions(within(root.here(), &header.path), mode);
+                return set.map_err(|error| failed(&within(root.path(), &header.path), &error));
             }
             // What the server needs of the log, and no more, it gets from us.
             TarKind::File if is_main && (LEFT_OUT.contains(&&header.path[..]) || inside(b"pg_wal")) => return Ok(()),
@@ -259,47 +393,59 @@ impl Unpacker {
         }
         if let Some(slash) = header.path.iter().rposition(|byte| *byte == b'/') {
             let folder = header.path.get(..slash).unwrap_or_default().to_vec();
-            self.directory(&folder)?;
+            self.directory(root, &folder)?;
         }
-        let path = self.path(&header.path);
+        let changes = changes_of(&self.listed(&header.path)).filter(|_| self.role.changes);
+        let name = changes.as_ref().map_or(&header.path[..], |target| self.unlisted(target));
+        let path = within(root.here(), name);
         let open = || {
             let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
             file.set_permissions(fs::Permissions::from_mode(header.mode & 0o777))?;
-            self.root.owner().give_file(&file)?;
+            root.owner().give_file(&file)?;
             Ok(file)
         };
-        let shown = self.shown(&header.path);
+        let shown = within(root.path(), name);
         let file = open().map_err(|error: io::Error| failed(&shown, &error))?;
-        self.file = Some((shown, file));
+        self.file = Some(match changes {
+            Some(target) => Writing::Filled(shown, Filling::newest(target, file, self.role.combining.sizes)),
+            None if is_main && self.role.changes && header.path == LABEL => Writing::Label(shown, file, Vec::new()),
+            None => Writing::Whole(shown, file),
+        });
         Ok(())
     }
 
-    fn path(&self, path: &[u8]) -> PathBuf {
-        self.root.here().join(OsStr::from_bytes(path))
-    }
-
-    /// The same as it is told.
-    fn shown(&self, path: &[u8]) -> PathBuf {
-        self.root.path().join(OsStr::from_bytes(path))
-    }
-
     /// Makes a directory, with those that it is in: of another part they may come later.
-    fn directory(&mut self, path: &[u8]) -> Result<()> {
+    fn directory(&mut self, root: &Folder, path: &[u8]) -> Result<()> {
         if self.known.contains(path) {
             return Ok(());
         }
         if let Some(slash) = path.iter().rposition(|byte| *byte == b'/') {
             let above = path.get(..slash).unwrap_or_default().to_vec();
-            self.directory(&above)?;
+            self.directory(root, &above)?;
         }
-        let made = self.path(path);
+        let made = within(root.here(), path);
         match DirBuilder::new().mode(0o700).create(&made) {
-            Ok(()) => self.root.owner().give(&made).map_err(|error| failed(&self.shown(path), &error))?,
+            Ok(()) => root.owner().give(&made).map_err(|error| failed(&within(root.path(), path), &error))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_directory(&made) => {}
-            Err(error) => return Err(failed(&self.shown(path), &error)),
+            Err(error) => return Err(failed(&within(root.path(), path), &error)),
         }
         self.known.insert(path.to_vec());
         Ok(())
+    }
+}
+
+fn within(folder: impl AsRef<Path>, path: &[u8]) -> PathBuf {
+    folder.as_ref().join(OsStr::from_bytes(path))
+}
+
+/// A file cannot be put together.
+fn unfilled(path: &Path, fault: Fault) -> EngineError {
+    match fault {
+        Fault::Stored(error) => EngineError::damaged(format!(
+            "what the snapshot has of {} is not what it should be: {error}",
+            path.display()
+        )),
+        Fault::Disk(error) => failed(path, &error),
     }
 }
 
@@ -333,12 +479,14 @@ mod tests {
         // As root it would have to be somebody else's.
         let place = Place::for_tests(&directory, &base)?;
         let made = place.make()?;
-        let options = VerifyOptions { checksums: ManifestChecksums::Crc32c, pages: None };
-        let unpacker = Unpacker::new(&made, tablespace, options)?;
+        let options = VerifyOptions::files(ManifestChecksums::Crc32c);
+        let combining = Arc::new(Combining::new(PageSizes::default()));
+        let role = Role { newest: true, changes: false, combining };
+        let unpacker = Unpacker::new(&made, tablespace, options, role)?;
         let pieces: Vec<_> = archive.chunks(700).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
         let verified = feed(stream::iter(pieces), move |frames| unpacker.unpack("x.tar", frames)).await?;
         fs::create_dir_all(folder.join("data/pg_tblspc"))?;
-        link(&place, &made)?;
+        link_spaces(&place, &made)?;
         Ok(verified)
     }
 

@@ -39,6 +39,8 @@ pub struct BackupOptions {
     pub manifest: Option<ManifestChecksums>,
     /// Compression on the server, from 15 on.
     pub compression: Option<Compression>,
+    /// Whether to send only what changed since the backup whose manifest was uploaded ([`Connection::begin_upload`]), from 17 on.
+    pub incremental: bool,
 }
 
 /// `MANIFEST_CHECKSUMS`.
@@ -86,6 +88,7 @@ impl Default for BackupOptions {
             verify_checksums: true,
             manifest: Some(ManifestChecksums::Sha256),
             compression: None,
+            incremental: false,
         }
     }
 }
@@ -284,15 +287,18 @@ impl BackupOptions {
                 options.push(format!("COMPRESSION_DETAIL '{}'", detail.join(",")));
             }
         }
+        if self.incremental {
+            options.push("INCREMENTAL true".to_owned());
+        }
         format!("BASE_BACKUP ({})", options.join(", "))
     }
 
     /// The same before 15.
     fn command_before_15(&self) -> Result<String> {
-        if self.compression.is_some() {
+        if self.compression.is_some() || self.incremental {
             return Err(Error::Unsupported {
-                what: "a server before PostgreSQL 15 does not compress backups".to_owned(),
-                hint: "take it without compression on the server".to_owned(),
+                what: "a server before PostgreSQL 15 neither compresses backups nor sends changes alone".to_owned(),
+                hint: "take a whole one, without compression on the server".to_owned(),
             });
         }
         let mut command = format!("BASE_BACKUP LABEL {}", quote_text(&self.label));

@@ -18,6 +18,7 @@ mod refusal;
 mod startup;
 mod stream;
 mod tls;
+mod upload;
 mod verifier;
 
 #[cfg(test)]

@@ -166,7 +166,7 @@ async fn a_backup_before_15_is_a_copy_for_each_archive() {
     let compression = Some(Compression { method: CompressionMethod::Zstd, level: None, workers: None });
     let (connection, _server) = session("14.8", Script::default(), false).await;
     let error = connection.base_backup(&BackupOptions { compression, ..BackupOptions::default() }).await.unwrap_err();
-    assert_eq!(error.to_string(), "a server before PostgreSQL 15 does not compress backups");
+    assert_eq!(error.to_string(), "a server before PostgreSQL 15 neither compresses backups nor sends changes alone");
 }
 
 #[tokio::test]

@@ -63,7 +63,10 @@ impl Taken {
     }
 
     fn options(&self, pages: bool) -> VerifyOptions {
-        VerifyOptions { checksums: self.checksums, pages: pages.then_some((PageSizes::default(), self.start)) }
+        VerifyOptions {
+            pages: pages.then_some((PageSizes::default(), self.start)),
+            ..VerifyOptions::files(self.checksums)
+        }
     }
 
     fn verify(&self, pages: bool) -> Result<Report, TarError> {
@@ -266,7 +269,8 @@ async fn a_damaged_page_is_named_by_its_number_in_the_relation() {
     let mut stream: Option<(TarReader, Verifier)> = None;
     let (manifest, _) = take(&server, &options, |tablespace, start, data| {
         let (reader, verifier) = stream.get_or_insert_with(|| {
-            let options = VerifyOptions { checksums, pages: Some((PageSizes::default(), start)) };
+            let pages = Some((PageSizes::default(), start));
+            let options = VerifyOptions { pages, ..VerifyOptions::files(checksums) };
             (TarReader::new(), Verifier::new(options, tablespace))
         });
         reader.feed(data, &mut |event| verifier.take(event)).unwrap();

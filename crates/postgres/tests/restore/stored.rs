@@ -147,6 +147,7 @@ impl Stored {
                 })
                 .collect(),
             settings: settings.await.into_iter().map(|row| (row[0].clone(), row[1].clone())).collect(),
+            increment: None,
             configured_outside: false,
         };
         let name = "catalog.json.zst".to_owned();
@@ -169,6 +170,7 @@ impl Stored {
             id: id.to_owned(),
             engine: "postgresql".to_owned(),
             kind: SnapshotKind::Physical,
+            parent: None,
             epoch: 1,
             namespaces: Vec::new(),
             started_at: now,

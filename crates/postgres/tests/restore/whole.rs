@@ -42,6 +42,7 @@ async fn what_was_backed_up_and_captured_comes_back() {
         id: "2026-01-01T00:00:00Z".to_owned(),
         epoch: 1,
         wanted: None,
+        parent: None,
         namespaces: Vec::new(),
         compression_level: 3,
         parallel: 0,

@@ -45,6 +45,7 @@ fn request() -> SnapshotRequest {
         id: ID.to_owned(),
         epoch: 1,
         wanted: None,
+        parent: None,
         namespaces: Vec::new(),
         compression_level: 3,
         parallel: 0,

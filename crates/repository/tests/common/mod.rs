@@ -119,6 +119,7 @@ pub fn manifest(id: &str) -> SnapshotManifest {
         id: id.to_owned(),
         engine: "mongodb".into(),
         kind: SnapshotKind::Logical,
+        parent: None,
         epoch: 1,
         namespaces: Vec::new(),
         started_at: Timestamp::UNIX_EPOCH,
