@@ -131,7 +131,7 @@ impl Engine for PostgresEngine {
     }
 
     async fn departure(&self, stored: &[Point]) -> Result<Option<String>> {
-        lineage::departure(&self.address()?, stored).await
+        lineage::departure(&self.leader().await?, stored).await
     }
 
     fn accept_type(&self, wanted: Option<BackupType>) -> Result<()> {
