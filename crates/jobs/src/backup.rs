@@ -56,7 +56,7 @@ pub async fn backup(
 ) -> Result<SnapshotManifest> {
     engine.accept_type(request.wanted)?;
     let id = match &request.resume {
-        None => new_name(cluster.snapshot_ids_in_use().await?),
+        None => new_name(&cluster.snapshot_ids_in_use().await?),
         Some(resume) => unfinished(cluster, resume).await?,
     };
     let work = async {
@@ -193,7 +193,7 @@ async fn unfinished(cluster: &ClusterRepository, resume: &Resume) -> Result<Stri
 }
 
 /// A name that nothing stored has: the present time, or the next free second.
-pub(crate) fn new_name(used: Vec<String>) -> String {
+pub(crate) fn new_name(used: &[String]) -> String {
     let mut time = Timestamp::now();
     while used.contains(&format_time(time)) {
         time += SignedDuration::from_secs(1);

@@ -70,7 +70,7 @@ pub async fn replay(
     cancel: &CancellationToken,
 ) -> Result<(RestoreRecord, ReplayTotals)> {
     let used = restore_names(&plan.source).await?;
-    let id = new_name(used);
+    let id = new_name(&used);
     let place = plan.target.as_ref().unwrap_or(&plan.source);
     let work = async {
         tracing::info!(target: RESULT, "begins: {} into {}", plan.stretch_text(), plan.into.natural_name);

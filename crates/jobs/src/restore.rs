@@ -278,8 +278,15 @@ pub async fn restore(
     cancel: &CancellationToken,
 ) -> Result<Finished> {
     let source = &proposal.source;
-    let used = restore_names(source).await?;
-    let id = new_name(used);
+    let mut used = restore_names(source).await?;
+    let (id, rights) = loop {
+        let id = new_name(&used);
+        match rights(proposal, &id, cancel).await {
+            // Somebody else's began in the same second.
+            Err(JobError::Busy(record)) if record.operation.id == id => used.push(id),
+            rights => break (id, rights),
+        }
+    };
     let work = async {
         tracing::info!(
             target: RESULT,
@@ -287,7 +294,7 @@ pub async fn restore(
             proposal.restore_point(),
             proposal.plan.base.id
         );
-        let done = alone(engine, proposal, &id, progress, cancel).await;
+        let done = alone(engine, proposal, &id, progress, rights).await;
         match &done {
             Ok(Finished { record, .. }) => tracing::info!(
                 target: RESULT,
@@ -313,15 +320,8 @@ pub(crate) async fn restore_names(source: &ClusterRepository) -> Result<Vec<Stri
     Ok(restores.records.into_iter().map(|record| record.id).chain(damaged).collect())
 }
 
-/// With the rights that are needed: nobody else works on what is written to, and nothing is deleted
-/// from what is read.
-async fn alone(
-    engine: &dyn Engine,
-    proposal: &Proposal,
-    id: &str,
-    progress: &Progress,
-    cancel: &CancellationToken,
-) -> Result<Finished> {
+/// The rights that are needed: nobody else works on what is written to, and nothing is deleted from what is read.
+async fn rights(proposal: &Proposal, id: &str, cancel: &CancellationToken) -> Result<Exclusive> {
     let source = &proposal.source;
     let mut exclusive = match (&proposal.target, &proposal.request.destination) {
         // A new cluster is nobody else's: backups and the capture of the source go on.
@@ -332,11 +332,21 @@ async fn alone(
             Exclusive::take(place, OperationKind::Restore, id, cancel).await?
         }
     };
-    let done = async {
-        exclusive.reads(source, OperationKind::Restore, id).await?;
-        carry_out(engine, proposal, id, progress, &exclusive).await
+    match exclusive.reads(source, OperationKind::Restore, id).await {
+        Ok(()) => Ok(exclusive),
+        Err(error) => exclusive.release(Err(error)).await,
     }
-    .await;
+}
+
+async fn alone(
+    engine: &dyn Engine,
+    proposal: &Proposal,
+    id: &str,
+    progress: &Progress,
+    rights: Result<Exclusive>,
+) -> Result<Finished> {
+    let exclusive = rights?;
+    let done = carry_out(engine, proposal, id, progress, &exclusive).await;
     exclusive.release(done).await
 }
 

@@ -170,7 +170,7 @@ async fn what_goes_wrong_has_its_exit_code_and_changes_nothing() {
         ("delete-backup 2001-01-01T00:00:00Z -y", 9, &format!("did you mean {name}?")),
         (&format!("delete-backup {name}"), 2, "no terminal"),
         ("delete-backup --older-than 3h -y", 2, "30d"),
-        ("delete-backup --older-than 3d --type incremental -y", 2, "logical, physical and selective"),
+        ("delete-backup --older-than 3d --type external -y", 2, "logical, physical, incremental and selective"),
         ("delete-pitr -y", 2, "--older-than"),
         ("delete-pitr --all", 2, "no terminal"),
         ("cleanup --older-than 0d", 2, "no terminal"),
