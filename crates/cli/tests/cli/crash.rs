@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::support::{Cli, Started, setting};
+use crate::support::{Cli, Started, seeds, setting};
 use anyhow::{Context, Result, ensure};
 use hindsight_testkit::workload::{Workload, WorkloadOptions};
 use hindsight_testkit::{ClusterState, ReplicaSet, last_optime};
@@ -16,9 +16,7 @@ use rand::{RngExt, SeedableRng};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn whatever_is_killed_nothing_is_lost() -> Result<()> {
-    let seeds = std::env::var("CRASH_SEEDS").unwrap_or_else(|_| "1".to_owned());
-    for seed in seeds.split(',') {
-        let seed: u64 = seed.trim().parse().context("CRASH_SEEDS")?;
+    for seed in seeds("CRASH_SEEDS")? {
         let begun = Instant::now();
         let mut scene = Scene::new(seed).await?;
         let done = scene.play(setting("CRASH_RUNS", 8)).await;

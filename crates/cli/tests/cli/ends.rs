@@ -1,26 +1,8 @@
 //! PostgreSQL: a copy beside its source, and times at and after the end of what is stored.
 
-use hindsight_testkit::{PgState, Postgres, PostgresOptions};
+use hindsight_testkit::{Postgres, PostgresOptions};
 
-use super::support::{Cli, wait_for};
-
-/// Restores into a directory, starts a server there as its owner would, and gives it.
-async fn restored(cli: &Cli, how: &str) -> Postgres {
-    let target = Postgres::prepare(PostgresOptions::default()).unwrap();
-    cli.ok(&format!("restore {how} --target-dir {} --no-start -y", target.data_dir().display()));
-    target.restart().await.unwrap();
-    target
-}
-
-#[track_caller]
-fn alike(a: &PgState, b: &PgState) {
-    let differences = a.differences(b);
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
-}
-
-async fn state(server: &Postgres) -> PgState {
-    PgState::read(&server.uri()).await.unwrap()
-}
+use super::support::{Cli, restored, same, state, wait_for};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_is_kept_beside_its_source_and_never_taken_for_it() {
@@ -53,7 +35,7 @@ async fn a_copy_is_kept_beside_its_source_and_never_taken_for_it() {
     }
     for (cluster, source) in [("shop", &server), ("copy", &copy)] {
         let back = restored(&cli, &format!("--time latest --cluster {cluster}")).await;
-        alike(&state(source).await, &state(&back).await);
+        same(&state(source).await, &state(&back).await);
     }
 }
 
@@ -107,7 +89,7 @@ async fn a_time_is_exact_while_nobody_works_and_clamped_where_the_log_ends() {
     assert!(plan["clamped"]["missing_secs"].as_i64() > Some(0), "{plan}");
     cli.run(&planned(&moment)).ends(0, "is not restored").ends(0, "no agent captures");
     let back = restored(&cli, &format!("--time {moment}")).await;
-    alike(&before, &state(&back).await);
+    same(&before, &state(&back).await);
     cli.run("list --restore").ends(0, &asked);
     cli.run(&planned("2100-01-01T00:00:00Z")).ends(3, "in the future");
 }

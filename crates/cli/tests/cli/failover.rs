@@ -19,22 +19,16 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::support::{Cli, Started, wait_for};
+use crate::support::{Cli, Started, captured, seeds, setting, wait_for};
 
 /// Connections that write.
 const WRITERS: u32 = 4;
 /// How long anything here may take. Machines that run tests are busy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn setting(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn no_acknowledged_commit_is_lost_in_failovers() -> Result<()> {
-    let seeds = std::env::var("FAILOVER_SEEDS").unwrap_or_else(|_| "1".to_owned());
-    for seed in seeds.split(',') {
-        let seed: u64 = seed.trim().parse().context("FAILOVER_SEEDS")?;
+    for seed in seeds("FAILOVER_SEEDS")? {
         let begun = Instant::now();
         let mut scene = Scene::new(seed).await?;
         let done = scene.play(setting("FAILOVER_ROUNDS", 2), setting("FAILOVER_MOMENTS", 2)).await;
@@ -87,12 +81,6 @@ async fn what_the_promoted_standby_never_had_stays_in_the_old_history() -> Resul
     let log = cli.folder().join("agent.log");
     let agent = cli.start_logged("agent", &log);
     wait_for("a base", || cli.json("list")["snapshots"].as_array().is_some_and(|all| !all.is_empty()).then_some(()));
-    // Root restores for the owner of a directory.
-    let target = Postgres::prepare(PostgresOptions::default())?;
-    let captured = |position: &str| {
-        let line = format!("restore --time {position} --target-dir {} --dry-run", target.data_dir().display());
-        wait_for(position, || (cli.run(&line).code == 0).then_some(()));
-    };
     primary.sql("CREATE TABLE t (n int); INSERT INTO t VALUES (1)").await?;
     let begun = Instant::now();
     while standby.sql("SELECT count(*) FROM t").await.ok().as_deref() != Some("1") {
@@ -102,7 +90,7 @@ async fn what_the_promoted_standby_never_had_stays_in_the_old_history() -> Resul
     standby.stop().await?;
     primary.sql("INSERT INTO t VALUES (2)").await?;
     let left = primary.sql("SELECT pg_current_wal_flush_lsn()").await?;
-    captured(&left);
+    captured(&cli, &left);
     primary.crash();
     standby.restart().await?;
     standby.promote().await?;
@@ -110,7 +98,7 @@ async fn what_the_promoted_standby_never_had_stays_in_the_old_history() -> Resul
     let snapshots = || cli.json("list")["snapshots"].as_array().map_or(0, Vec::len);
     wait_for("a base of the new history", || (snapshots() > 1).then_some(()));
     standby.sql("INSERT INTO t VALUES (4)").await?;
-    captured(&standby.sql("SELECT pg_current_wal_flush_lsn()").await?);
+    captured(&cli, &standby.sql("SELECT pg_current_wal_flush_lsn()").await?);
     ensure!(agent.end("TERM").code == 0);
     let said = std::fs::read_to_string(&log)?;
     ensure!(said.contains("a new history begins: the server left timeline 1 at"), "{said}");
@@ -220,7 +208,7 @@ impl Scene {
         Ok(Self { random: StdRng::seed_from_u64(seed), members, uri, cli, agent: None })
     }
 
-    async fn play(&mut self, rounds: usize, moments: usize) -> Result<String> {
+    async fn play(&mut self, rounds: u64, moments: u64) -> Result<String> {
         self.begin().await?;
         let writers = Writers::start(&self.uri)?;
         for round in 0..rounds {

@@ -6,14 +6,7 @@ use std::sync::Arc;
 
 use hindsight_testkit::{PgState, PgWorkload, PgWorkloadOptions, Postgres, PostgresOptions};
 
-use super::support::{Cli, wait_for};
-
-/// Waits until a moment can be restored.
-fn captured(cli: &Cli, moment: &str) {
-    let target = Postgres::prepare(PostgresOptions::default()).unwrap();
-    let line = format!("restore --time {moment} --target-dir {} --dry-run", target.data_dir().display());
-    wait_for(&format!("the log through {moment}"), || (cli.run(&line).code == 0).then_some(()));
-}
+use super::support::{Cli, captured, same, wait_for};
 
 /// Waits until the agent has taken a snapshot of an epoch, and gives the time from which on it can be restored.
 fn based(cli: &Cli, epoch: u64) -> String {
@@ -86,8 +79,7 @@ async fn a_cluster_is_taken_back_in_place_again_and_again() {
 
     let kept = restored(&cli, &moment, &data);
     let found = PgState::read(&server.uri()).await.unwrap();
-    let differences = before.differences(&found);
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    same(&before, &found);
     // The agent goes on with a history of its own.
     based(&cli, 2);
     server.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS id").await.unwrap();
@@ -102,8 +94,7 @@ async fn a_cluster_is_taken_back_in_place_again_and_again() {
     server.end_of_others().await.unwrap();
     let again = restored(&cli, &moment, &data);
     let found = PgState::read(&server.uri()).await.unwrap();
-    let differences = between.differences(&found);
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    same(&between, &found);
     based(&cli, 3);
     let restores = cli.json("list --restore");
     let restores = restores["restores"].as_array().unwrap();
@@ -116,6 +107,5 @@ async fn a_cluster_is_taken_back_in_place_again_and_again() {
     let swap = format!("mv '{0}' '{0}.now' && mv '{1}' '{0}'", data.display(), kept.display());
     assert!(again.exists() && Command::new("sh").args(["-c", &swap]).status().unwrap().success());
     server.restart().await.unwrap();
-    let differences = lost.differences(&PgState::read(&server.uri()).await.unwrap());
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    same(&lost, &PgState::read(&server.uri()).await.unwrap());
 }

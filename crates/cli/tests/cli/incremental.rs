@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use hindsight_testkit::{PgState, Postgres, PostgresOptions, postgres_version};
 use serde_json::Value;
 
-use super::postgres::{captured, restored};
-use super::support::Cli;
+use super::support::{Cli, captured};
 
 /// What there is at first: tables of some sizes, one of them in a tablespace, indexes, large objects, another database.
 const BEGINNING: &str = "
@@ -71,6 +70,17 @@ async fn name_of(cli: &Cli, server: &Postgres, line: &str) -> String {
     taken["name"].as_str().unwrap().to_owned()
 }
 
+/// Restores into `target` with a server on its port, and gives what is in it then. The server is gone again.
+async fn restored(cli: &Cli, how: &str, target: &Postgres) -> PgState {
+    let directory = target.data_dir();
+    let line = format!("restore {how} --target-dir {} --port {} -y", directory.display(), target.port());
+    let said = cli.ok(&line);
+    assert!(said.contains("is done.") && said.contains("a server runs in"), "{said}");
+    let state = PgState::read(&target.uri_of("postgres")).await.unwrap();
+    target.end_of_others().await.unwrap();
+    state
+}
+
 /// Restores, and compares everything with what was.
 async fn comes_back(cli: &Cli, how: &str, expected: &PgState) {
     let target = Postgres::prepare(PostgresOptions::default()).unwrap();
@@ -131,7 +141,7 @@ async fn a_chain_of_backups_comes_back_from_each_of_its_links() {
     server.sql("INSERT INTO new VALUES ('too late')").await.unwrap();
     let target = Postgres::prepare(PostgresOptions::default()).unwrap();
     let nowhere = target.data_dir();
-    captured(&cli, &moment, &nowhere);
+    captured(&cli, &moment);
     assert_eq!(agent.end("TERM").code, 0);
 
     // It tells what builds upon what, and is smaller.

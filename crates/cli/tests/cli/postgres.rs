@@ -3,28 +3,9 @@
 mod torture;
 mod weather;
 
-use std::path::Path;
+use hindsight_testkit::{Postgres, PostgresOptions};
 
-use hindsight_testkit::{PgState, Postgres, PostgresOptions};
-
-use super::support::{Cli, wait_for};
-
-/// Restores into `target` with a server on its port, and gives what is in it then. The server is gone again.
-pub async fn restored(cli: &Cli, how: &str, target: &Postgres) -> PgState {
-    let directory = target.data_dir();
-    let line = format!("restore {how} --target-dir {} --port {} -y", directory.display(), target.port());
-    let said = cli.ok(&line);
-    assert!(said.contains("is done.") && said.contains("a server runs in"), "{said}");
-    let state = PgState::read(&target.uri_of("postgres")).await.unwrap();
-    target.end_of_others().await.unwrap();
-    state
-}
-
-/// Waits until a moment can be restored.
-pub fn captured(cli: &Cli, moment: &str, directory: &Path) {
-    let line = format!("restore --time {moment} --target-dir {} --dry-run", directory.display());
-    wait_for(&format!("the log through {moment}"), || (cli.run(&line).code == 0).then_some(()));
-}
+use super::support::Cli;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_is_refused_before_anything_is_done() {

@@ -21,7 +21,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::sleep;
 
-use crate::support::{Cli, Ran, Started, setting};
+use crate::support::{Cli, Ran, Started, seeds, setting};
 
 /// What the workload calls its tablespaces.
 const SPACES: [&str; 2] = ["space_a", "space_b"];
@@ -32,9 +32,7 @@ const PROVEN_AT_ONCE: usize = 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn every_moment_comes_back_whatever_happened() -> Result<()> {
-    let seeds = std::env::var("TORTURE_SEEDS").unwrap_or_else(|_| "1".to_owned());
-    for seed in seeds.split(',') {
-        let seed: u64 = seed.trim().parse().context("TORTURE_SEEDS")?;
+    for seed in seeds("TORTURE_SEEDS")? {
         let begun = Instant::now();
         let mut scene = Scene::new(seed).await?;
         if let Err(error) = scene.play(setting("TORTURE_MOMENTS", 2)).await {

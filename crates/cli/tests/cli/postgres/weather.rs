@@ -9,7 +9,7 @@ use hindsight_testkit::{PgState, Postgres, PostgresOptions, S3_SECRET_KEY, S3Ser
 use secrecy::ExposeSecret as _;
 
 use crate::secrets::{Heard, children};
-use crate::support::{Cli, Started, setting, wait_for};
+use crate::support::{Cli, Started, captured, same, setting, state_at, wait_for};
 
 /// The program for a server whose log is to be captured.
 async fn captured_by(cli: Cli, server: &Postgres) -> (Cli, Started) {
@@ -32,27 +32,6 @@ fn log(cli: &Cli) -> String {
 /// The end of the log, when all that was written is before it.
 async fn position(server: &Postgres) -> String {
     server.sql("SELECT pg_switch_wal()").await.unwrap()
-}
-
-/// Waits until a position can be restored to.
-fn captured(cli: &Cli, position: &str) {
-    let place = Postgres::prepare(PostgresOptions::default()).unwrap();
-    let line = format!("restore --time {position} --target-dir {} --dry-run", place.data_dir().display());
-    wait_for(&format!("the log through {position}"), || (cli.run(&line).code == 0).then_some(()));
-}
-
-/// Restores, and gives what is there then.
-async fn restored(cli: &Cli, how: &str) -> PgState {
-    let target = Postgres::prepare(PostgresOptions::default()).unwrap();
-    cli.ok(&format!("restore {how} --target-dir {} --no-start -y", target.data_dir().display()));
-    target.restart().await.unwrap();
-    PgState::read(&target.uri()).await.unwrap()
-}
-
-#[track_caller]
-fn same(expected: &PgState, found: &PgState) {
-    let differences = expected.differences(found);
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,8 +98,8 @@ async fn a_standby_is_protected_as_its_primary_would_be() {
     captured(&cli, &end);
     let name = cli.json("backup")["name"].as_str().unwrap().to_owned();
     cli.run("status").ends(0, "standby");
-    same(&state, &restored(&cli, &format!("--time {end}")).await);
-    same(&state, &restored(&cli, &name).await);
+    same(&state, &state_at(&cli, &format!("--time {end}")).await);
+    same(&state, &state_at(&cli, &name).await);
     agent.end("TERM").ends(0, "");
     cli.run("config --set pitr.enabled=false").ends(0, "slot");
     assert_eq!(standby.sql("SELECT count(*) FROM pg_replication_slots").await.unwrap(), "0");
@@ -146,8 +125,8 @@ async fn a_log_that_was_reset_is_a_gap_with_its_cause_and_what_was_before_stays(
     let gaps = cli.json("list")["pitr"]["gaps"].clone();
     assert!(gaps[0]["cause"].as_str().is_some_and(|cause| cause.contains("removed its log")), "{gaps}");
     assert!(log(&cli).contains("gap in the log from"), "{}", log(&cli));
-    same(&PgState::read(&server.uri()).await.unwrap(), &restored(&cli, &format!("--time {after}")).await);
-    same(&state, &restored(&cli, &format!("--time {before}")).await);
+    same(&PgState::read(&server.uri()).await.unwrap(), &state_at(&cli, &format!("--time {after}")).await);
+    same(&state, &state_at(&cli, &format!("--time {before}")).await);
     cli.run("verify").ends(0, "Nothing is damaged.");
     agent.end("TERM").ends(0, "");
 }
@@ -226,7 +205,7 @@ async fn damage_in_the_log_is_named_before_anything_is_touched() {
         }
         std::fs::write(victim, &bytes).unwrap();
     }
-    same(state, &restored(&cli, first).await);
+    same(state, &state_at(&cli, first).await);
     cli.run("verify").ends(0, "Nothing is damaged.");
 }
 
@@ -257,7 +236,7 @@ async fn the_log_waits_on_the_server_while_the_repository_is_away() {
     let last = positions.last().unwrap();
     captured(&cli, last);
     assert!(cli.json("list")["pitr"]["gaps"].as_array().unwrap().is_empty());
-    same(&state, &restored(&cli, &format!("--time {last}")).await);
+    same(&state, &state_at(&cli, &format!("--time {last}")).await);
     // It is let go when it is stored.
     wait_for("the end of the slot", || {
         let freed = format!("SELECT restart_lsn >= '{last}' FROM pg_replication_slots");

@@ -1,12 +1,17 @@
 //! Running the built program as a user would.
 
+mod clusters;
+
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub use clusters::{captured, restored, same, state, state_at};
 
 /// The program with a repository and a home of its own, and a database.
 pub struct Cli {
@@ -201,6 +206,12 @@ impl std::fmt::Display for Ran {
 /// A number that the environment may say otherwise.
 pub fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+/// The seeds that the environment names, or the first one.
+pub fn seeds(name: &str) -> anyhow::Result<Vec<u64>> {
+    let seeds = std::env::var(name).unwrap_or_else(|_| "1".to_owned());
+    seeds.split(',').map(|seed| seed.trim().parse().with_context(|| name.to_owned())).collect()
 }
 
 /// Tries until it gives something, for a minute.
