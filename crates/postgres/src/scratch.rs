@@ -19,7 +19,7 @@ use crate::base::StoredBase;
 use crate::feed::blocking;
 use crate::restore::recover::{Facts, look};
 use crate::restore::settings::{isolated, put_aside};
-use crate::server::{Folder, Owner, Private, Programs, Server, VARIABLES, local, major, user_named};
+use crate::server::{Folder, Owner, Private, Programs, Server, environment, local, major, user_named};
 use crate::wire::Connection;
 
 /// The data directory, in the folder.
@@ -188,7 +188,7 @@ impl Examination<'_> {
 
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().envs(VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.env_clear().envs(environment());
         command.envs(self.server.environment(&self.facts.superuser)).env("PGDATABASE", &self.facts.database);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         command

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use hindsight_engine::{Directory, EngineError, FailureKind, Result};
 use rustix::fs::{Access, access, statvfs};
 
-use super::present::Present;
+use super::present::{Present, with_ending};
 use crate::base::{StoredBase, StoredTablespace};
 use crate::server::{Folder, Owner, PRIVATE, local, process_in, user_named};
 
@@ -336,9 +336,7 @@ pub(super) fn filled(path: &Path, found: &str) -> EngineError {
 
 /// Where tablespaces go that nobody said anything about: never to where they were, as that may be in use.
 fn beside(directory: &Path) -> PathBuf {
-    let mut name = directory.as_os_str().to_owned();
-    name.push(".tablespaces");
-    PathBuf::from(name)
+    with_ending(directory, ".tablespaces")
 }
 
 fn tablespaces(

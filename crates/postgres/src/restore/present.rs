@@ -408,7 +408,8 @@ fn is_stamp(text: &str) -> bool {
     shape == "00000000T000000Z"
 }
 
-fn with_ending(path: &Path, ending: &str) -> PathBuf {
+/// The path whose name goes on with `ending`.
+pub(super) fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)

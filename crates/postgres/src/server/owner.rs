@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use rustix::fs::{AtFlags, Gid, Uid, chownat};
 use rustix::process::geteuid;
 
-use super::VARIABLES;
+use super::environment;
 
 /// A user who owns a data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl Owner {
                 command
             }
         };
-        command.env_clear().envs(VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.env_clear().envs(environment());
         command.stdin(Stdio::null());
         command
     }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use hindsight_engine::{EngineError, FailureKind, Result};
 
-use super::VARIABLES;
+use super::environment;
 
 /// Names the folder of the programs to use.
 const VARIABLE: &str = "HINDSIGHT_PG_BIN";
@@ -109,7 +109,7 @@ impl Programs {
 /// What a program says to this, which it is told with little of our environment.
 fn said(program: &Path, argument: &str) -> std::io::Result<Vec<u8>> {
     let mut command = Command::new(program);
-    command.env_clear().envs(VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    command.env_clear().envs(environment());
     Ok(command.arg(argument).stdin(Stdio::null()).stderr(Stdio::null()).output()?.stdout)
 }
 
