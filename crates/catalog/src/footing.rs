@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::history::History;
 use crate::log::Log;
-use crate::parents;
+use crate::parents::parents;
 
 /// The logs of a history, and the footing of each of its snapshots in them.
 pub(crate) struct Ground<'a> {
@@ -45,7 +45,7 @@ impl<'a> Ground<'a> {
     pub(crate) fn new(history: &'a History) -> Self {
         let logs = Log::by_stream(&history.slices);
         // What lacks a part that it builds upon cannot be restored.
-        let whole = history.snapshots.iter().filter(|snapshot| parents::of(history, snapshot).is_ok());
+        let whole = history.snapshots.iter().filter(|snapshot| parents(history, snapshot).is_ok());
         let mut footings: Vec<_> = whole.filter_map(Footing::on_its_own).collect();
 
         let mut holds: BTreeMap<_, Vec<(&mut Foothold<'a>, bool)>> = BTreeMap::new();

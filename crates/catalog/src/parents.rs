@@ -14,10 +14,6 @@ use crate::refusal::Refusal;
 /// # Errors
 /// One of them is not stored, or cannot be read, or they go round in a circle.
 pub fn parents<'a>(history: &'a History, snapshot: &SnapshotManifest) -> Result<Vec<&'a SnapshotManifest>, Refusal> {
-    of(history, snapshot)
-}
-
-pub(crate) fn of<'a>(history: &'a History, snapshot: &SnapshotManifest) -> Result<Vec<&'a SnapshotManifest>, Refusal> {
     let mut chain: Vec<&SnapshotManifest> = Vec::new();
     let mut next = snapshot.parent.as_deref();
     while let Some(id) = next {
@@ -73,6 +69,6 @@ pub fn to_build_upon<'a>(
         return newest.ok_or(Refusal::NothingToBuildUpon);
     };
     let found = find(history, name)?;
-    of(history, found)?;
+    parents(history, found)?;
     if found.namespaces.is_empty() { Ok(found) } else { Err(Refusal::OnlyAPart { name: name.to_owned() }) }
 }

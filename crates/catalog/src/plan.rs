@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::footing::{Foothold, Footing, Ground, rank};
 use crate::history::History;
 use crate::log::Log;
-use crate::parents;
+use crate::parents::parents;
 use crate::refusal::Refusal;
 use crate::refuse::{refuse, refuse_base, selective, unknown_snapshot};
 use crate::timeline::Timeline;
@@ -103,7 +103,7 @@ fn plan_from_readable(
     now: Timestamp,
 ) -> Result<RestorePlan, Refusal> {
     let named = base.map(|name| find(history, name)).transpose()?;
-    named.map(|named| parents::of(history, named)).transpose()?;
+    named.map(|named| parents(history, named)).transpose()?;
     let ground = Ground::new(history);
     let aim = match target {
         Target::Snapshot(name) => {
@@ -258,7 +258,7 @@ fn assemble(
     base: &SnapshotManifest,
     onward: Option<(&Footing<'_>, Aim<'_>)>,
 ) -> Result<RestorePlan, Refusal> {
-    let parents: Vec<_> = parents::of(history, base)?.into_iter().cloned().collect();
+    let parents: Vec<_> = parents(history, base)?.into_iter().cloned().collect();
     let log = |stream: &str| -> Vec<StoredSlice> {
         let Some((footing, aim)) = onward else { return Vec::new() };
         let aim = if base.kind.copies_files() { aim.later(LATE) } else { aim };

@@ -10,7 +10,7 @@ use crate::footing::{Footing, Ground, rank};
 use crate::history::History;
 use crate::losses::{self, Loss};
 use crate::merge::redundant;
-use crate::parents::{self, children};
+use crate::parents::{children, parents};
 use crate::refusal::Refusal;
 use crate::refuse::unknown_snapshot;
 use crate::timeline::{Range, Timeline, ranges};
@@ -244,7 +244,7 @@ fn keep_parents<'a>(
 /// Chains by where they begin, the oldest first. Wherever the removal is cut off, nothing is left that lacks a part.
 fn sort_for_removal(history: &History, snapshots: &mut [SnapshotManifest]) {
     snapshots.sort_by_cached_key(|snapshot| {
-        let chain = parents::of(history, snapshot).unwrap_or_default();
+        let chain = parents(history, snapshot).unwrap_or_default();
         let first = chain.last().copied().unwrap_or(snapshot);
         let begins = (first.restore_time(), first.id.clone());
         (begins, std::cmp::Reverse(chain.len()), snapshot.restore_time(), snapshot.id.clone())
@@ -346,7 +346,7 @@ impl<'a> Scope<'a> {
         let lost = history.snapshots.iter().filter(|snapshot| snapshot.streams.is_empty());
         dropped.extend(lost.map(|snapshot| snapshot.id.as_str()).filter(|id| self.candidates.contains(id)));
         // Nor does what builds upon something that is not there.
-        let torn = history.snapshots.iter().filter(|snapshot| parents::of(history, snapshot).is_err());
+        let torn = history.snapshots.iter().filter(|snapshot| parents(history, snapshot).is_err());
         dropped.extend(torn.map(|snapshot| snapshot.id.as_str()).filter(|id| self.candidates.contains(id)));
         (dropped, kept)
     }
