@@ -56,6 +56,11 @@ pub trait Engine: Send + Sync {
     /// Who this is and how it is. Refuses what cannot be protected, saying why.
     async fn probe(&self) -> Result<Probe>;
 
+    /// Whether a copy of a database has its identity, so that [`Engine::departure`] has something to tell them apart by.
+    fn copies_share_identity(&self) -> bool {
+        false
+    }
+
     /// Why this database does not go on from what is stored, as a sentence; none where it does. `stored` are points of one stream
     /// that whoever goes on has come by, oldest first; the last is the newest. A copy left that history there or before, and so did
     /// a server that took the place of another that had come further. Where the identity of a database is that of its history,

@@ -10,6 +10,10 @@ use crate::{JobError, Result};
 /// Why the connected database does not go on from what is stored of a cluster, as a sentence; none where it does, or nothing
 /// is stored yet.
 pub async fn departure(engine: &dyn Engine, cluster: &ClusterRepository) -> Result<Option<String>> {
+    // All that is stored is listed for it.
+    if !engine.copies_share_identity() {
+        return Ok(None);
+    }
     let epoch = cluster.current_epoch().await?;
     for trail in trails(&history(cluster).await?, epoch) {
         if let Some(why) = engine.departure(&trail).await? {

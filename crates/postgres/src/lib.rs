@@ -130,6 +130,10 @@ impl Engine for PostgresEngine {
         slot::keep(&self.address()?, cluster, keep).await
     }
 
+    fn copies_share_identity(&self) -> bool {
+        true
+    }
+
     async fn departure(&self, stored: &[Point]) -> Result<Option<String>> {
         lineage::departure(&self.leader().await?, stored).await
     }
