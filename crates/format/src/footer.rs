@@ -80,18 +80,18 @@ impl LogSummary {
         Self { end: start.clone(), start, records: 0, counts: BTreeMap::new(), histogram: BTreeMap::new() }
     }
 
-    /// Counts one record.
-    pub fn count(&mut self, namespace: &str, op: &str, unix_seconds: i64) {
-        self.records += 1;
-        *self.histogram.entry(unix_seconds - unix_seconds.rem_euclid(60)).or_default() += 1;
+    /// Counts records of the same minute, which `unix_seconds` lies in.
+    pub fn count(&mut self, namespace: &str, op: &str, unix_seconds: i64, records: u64) {
+        self.records += records;
+        *self.histogram.entry(unix_seconds - unix_seconds.rem_euclid(60)).or_default() += records;
         if !self.counts.contains_key(namespace) {
             self.counts.insert(namespace.to_owned(), OpCounts::new());
         }
         if let Some(ops) = self.counts.get_mut(namespace) {
             match ops.get_mut(op) {
-                Some(n) => *n += 1,
+                Some(n) => *n += records,
                 None => {
-                    ops.insert(op.to_owned(), 1);
+                    ops.insert(op.to_owned(), records);
                 }
             }
         }

@@ -77,7 +77,7 @@ impl LogReader for Follower {
         if self.next <= END {
             buffer.begin_segment(part(self.next));
             buffer.push(&[self.next as u8]);
-            buffer.summary.count("", "step", point(self.next).time.as_second());
+            buffer.summary.count("", "step", point(self.next).time.as_second(), 1);
             buffer.summary.end = point(self.next);
             buffer.substantial = true;
             self.at.store(self.next, Ordering::SeqCst);
@@ -99,7 +99,7 @@ struct Steps {
 impl LogCheck for Steps {
     fn frame(&mut self, segment: u32, raw: &[u8]) -> std::result::Result<(), String> {
         for step in raw {
-            self.summary.count("", "step", point((*step).into()).time.as_second());
+            self.summary.count("", "step", point((*step).into()).time.as_second(), 1);
             self.checked.lock().unwrap().push(("log".into(), segment, *step));
         }
         Ok(())

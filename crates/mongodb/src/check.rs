@@ -10,7 +10,7 @@ use hindsight_repository::ClusterRepository;
 use crate::oplog::diff::Malformed;
 use crate::oplog::diff::raw::{Elements, kind};
 use crate::oplog::entry::{Entry, next_document};
-use crate::oplog::reader::count;
+use crate::oplog::reader::Tally;
 use crate::optime::Optime;
 use crate::snapshot::stored::{self, StoredCatalog};
 
@@ -126,6 +126,7 @@ impl OplogCheck {
 impl LogCheck for OplogCheck {
     fn frame(&mut self, _segment: u32, raw: &[u8]) -> std::result::Result<(), String> {
         let (mut run, mut number) = (raw, 0);
+        let mut tally = Tally::default();
         while let Some(document) = next(&mut run, &mut number)? {
             let entry = Entry::parse(document).map_err(|error| format!("record {number} of the frame: {error}"))?;
             if entry.at <= self.last {
@@ -134,9 +135,10 @@ impl LogCheck for OplogCheck {
             if entry.at > self.end {
                 return Err(format!("the record at {} lies after the end, {}", entry.at, self.end));
             }
-            count(&entry, &mut self.summary).map_err(|error| format!("the record at {}: {error}", entry.at))?;
+            tally.take(&entry, &mut self.summary).map_err(|error| format!("the record at {}: {error}", entry.at))?;
             self.last = entry.at;
         }
+        tally.finish(&mut self.summary);
         Ok(())
     }
 

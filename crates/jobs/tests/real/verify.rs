@@ -52,7 +52,7 @@ async fn slice(
     let mut entries = Vec::new();
     for second in seconds.start + 1..=seconds.end {
         entries.push(entry(second));
-        buffer.summary.count("app.things", "i", (BASE + second).into());
+        buffer.summary.count("app.things", "i", (BASE + second).into(), 1);
     }
     buffer.summary.end = point(seconds.end)?;
     let name = SliceName { start: point(seconds.start)?, end: point(seconds.end)?, fence: 1 };

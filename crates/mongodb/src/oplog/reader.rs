@@ -111,32 +111,59 @@ impl OplogReader {
     fn take(&mut self, batch: &RawBatch, buffer: &mut LogBuffer) -> Result<()> {
         let documents = batch.doc_slices().map_err(|e| driver("reading the oplog", e))?;
         let mut entries = Elements::new(documents.as_bytes()).map_err(malformed)?;
+        let mut tally = Tally::default();
         while let Some(element) = entries.next().map_err(malformed)? {
             let entry = Entry::parse(element.value)?;
             if entry.at <= self.last {
                 continue;
             }
             buffer.push(element.value);
-            buffer.substantial |= count(&entry, &mut buffer.summary)?;
+            buffer.substantial |= tally.take(&entry, &mut buffer.summary)?;
             self.last = entry.at;
         }
+        tally.finish(&mut buffer.summary);
         buffer.summary.end = self.last.point()?;
         Ok(())
     }
 }
 
-/// Counts an entry; says whether it is more than a sign of life.
-pub(crate) fn count(entry: &Entry<'_>, summary: &mut LogSummary) -> Result<bool> {
-    let secs = i64::from(entry.at.secs);
-    let operation = &entry.operation;
-    match operation.op {
-        Op::Noop => summary.count("", "n", secs),
-        Op::Insert => summary.count(operation.ns, "i", secs),
-        Op::Update => summary.count(operation.ns, "u", secs),
-        Op::Delete => summary.count(operation.ns, "d", secs),
-        Op::Command => count_command(operation, summary, secs)?,
+/// Counts entries. Those that are alike and follow each other are counted at once, as most do.
+#[derive(Default)]
+pub(crate) struct Tally<'a> {
+    /// On what, what they are, and in which minute.
+    alike: (&'a str, &'static str, u32),
+    entries: u64,
+}
+
+impl<'a> Tally<'a> {
+    /// Takes the next one; says whether it is more than a sign of life.
+    pub(crate) fn take(&mut self, entry: &Entry<'a>, summary: &mut LogSummary) -> Result<bool> {
+        let Operation { op, ns, .. } = entry.operation;
+        let (ns, op) = match op {
+            Op::Noop => ("", "n"),
+            Op::Insert => (ns, "i"),
+            Op::Update => (ns, "u"),
+            Op::Delete => (ns, "d"),
+            Op::Command => {
+                count_command(&entry.operation, summary, entry.at.secs.into())?;
+                return Ok(true);
+            }
+        };
+        let alike = (ns, op, entry.at.secs / 60);
+        if self.alike != alike {
+            std::mem::replace(self, Self { alike, entries: 0 }).finish(summary);
+        }
+        self.entries += 1;
+        Ok(op != "n")
     }
-    Ok(operation.op != Op::Noop)
+
+    /// Counts those that were not yet.
+    pub(crate) fn finish(self, summary: &mut LogSummary) {
+        let (ns, op, minute) = self.alike;
+        if self.entries > 0 {
+            summary.count(ns, op, i64::from(minute) * 60, self.entries);
+        }
+    }
 }
 
 fn count_command(operation: &Operation<'_>, summary: &mut LogSummary, secs: i64) -> Result<()> {
@@ -144,9 +171,9 @@ fn count_command(operation: &Operation<'_>, summary: &mut LogSummary, secs: i64)
     let name = String::from_utf8_lossy(command.name);
     match super::entry::text(&command) {
         // `renameCollection` names the whole namespace, the others a collection of the database.
-        Some(ns) if name == "renameCollection" => summary.count(ns, &name, secs),
-        Some(coll) => summary.count(&format!("{}.{coll}", operation.database()), &name, secs),
-        None => summary.count(operation.database(), &name, secs),
+        Some(ns) if name == "renameCollection" => summary.count(ns, &name, secs, 1),
+        Some(coll) => summary.count(&format!("{}.{coll}", operation.database()), &name, secs, 1),
+        None => summary.count(operation.database(), &name, secs, 1),
     }
     Ok(())
 }
