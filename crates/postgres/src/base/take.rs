@@ -51,7 +51,7 @@ async fn steps(address: &Address, job: &Job, request: &SnapshotRequest) -> Resul
         None => None,
     };
     job.progress.step("waiting for a checkpoint", None);
-    let checksums = ManifestChecksums::Sha256;
+    let checksums = ManifestChecksums::Crc32c;
     let label = format!("hindsight {}", request.id);
     let options =
         BackupOptions { label, manifest: Some(checksums), incremental: since.is_some(), ..BackupOptions::default() };
