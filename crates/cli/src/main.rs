@@ -27,6 +27,7 @@ use std::process::{ExitCode, exit};
 use hindsight_jobs::Journal;
 use rustix::fs::Mode;
 use rustix::process::umask;
+use rustix::thread::disable_transparent_huge_pages;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Args, Verb};
@@ -46,6 +47,8 @@ fn main() -> ExitCode {
     // What is written holds what the databases hold: nobody else reads it.
     let private = Mode::RWXG | Mode::RWXO;
     umask(umask(private) | private);
+    // The allocator asks for them (see .cargo/config.toml). Where there is no such switch there are none.
+    let _ = disable_transparent_huge_pages(true);
     let program = args::program(std::env::args_os().next());
     let args = args::parse(program);
     let journal = Journal::new(uri::scrub);

@@ -135,7 +135,9 @@ impl LogCheck for OplogCheck {
             if entry.at > self.end {
                 return Err(format!("the record at {} lies after the end, {}", entry.at, self.end));
             }
-            tally.take(&entry, &mut self.summary).map_err(|error| format!("the record at {}: {error}", entry.at))?;
+            tally
+                .take(&entry.head(), &mut self.summary)
+                .map_err(|error| format!("the record at {}: {error}", entry.at))?;
             self.last = entry.at;
         }
         tally.finish(&mut self.summary);

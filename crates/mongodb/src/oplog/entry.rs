@@ -155,6 +155,11 @@ impl<'a> Parts<'a> {
         Ok(())
     }
 
+    /// Whether every operation has no more than this; some have a key beside it, which may come later.
+    fn are_all(&self) -> bool {
+        self.op.is_some() && self.ns.is_some() && self.o.is_some()
+    }
+
     fn finish(self) -> Result<Operation<'a>, EngineError> {
         let (Some(op), Some(ns), Some(o)) = (self.op, self.ns, self.o) else {
             return Err(malformed(Malformed("op, ns and o are missing")));
@@ -186,6 +191,47 @@ impl<'a> Operation<'a> {
     }
 }
 
+/// What has to be known of an entry that is handed on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head<'a> {
+    /// Where it is.
+    pub(crate) at: Optime,
+    /// What it does.
+    pub(crate) operation: Operation<'a>,
+}
+
+impl<'a> Head<'a> {
+    /// Reads an entry no further than it has to be.
+    ///
+    /// # Errors
+    /// It is malformed there, or of a kind not known here.
+    pub(crate) fn parse(raw: &'a [u8]) -> Result<Self, EngineError> {
+        let mut parts = Parts::default();
+        let (mut ts, mut term) = (None, None);
+        let mut elements = Elements::new(raw).map_err(malformed)?;
+        while let Some(element) = elements.next().map_err(malformed)? {
+            match *element.name {
+                [b't', b's'] => ts = timestamp(&element),
+                [b't'] => term = element.as_i64(),
+                [_] | [_, _] => parts.take(&element)?,
+                _ => continue,
+            }
+            if ts.is_some() && term.is_some() && parts.are_all() {
+                break;
+            }
+        }
+        Ok(Self { at: at(ts, term)?, operation: parts.finish()? })
+    }
+}
+
+fn at(ts: Option<(u32, u32)>, term: Option<i64>) -> Result<Optime, EngineError> {
+    let Some((secs, inc)) = ts else {
+        return Err(malformed(Malformed("ts is missing")));
+    };
+    // The entries that initiate a set come before its first election, and have no term.
+    Ok(Optime { secs, inc, term: term.unwrap_or(0).max(0) })
+}
+
 impl<'a> Entry<'a> {
     /// Reads an entry.
     ///
@@ -210,18 +256,18 @@ impl<'a> Entry<'a> {
                 },
             }
         }
-        let Some((secs, inc)) = ts else {
-            return Err(malformed(Malformed("ts is missing")));
-        };
-        // The entries that initiate a set come before its first election, and have no term.
-        let term = term.unwrap_or(0).max(0);
         Ok(Self {
-            at: Optime { secs, inc, term },
+            at: at(ts, term)?,
             operation: parts.finish()?,
             txn: lsid.zip(number).map(|(lsid, number)| TxnId { lsid, number }),
             previous,
             stands_alone,
         })
+    }
+
+    /// The part of it that is enough to hand it on.
+    pub(crate) fn head(&self) -> Head<'a> {
+        Head { at: self.at, operation: self.operation }
     }
 }
 

@@ -12,7 +12,7 @@ use mongodb::options::{CursorType, ReadConcern};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::diff::raw::Elements;
-use super::entry::{Entry, Op, Operation, malformed};
+use super::entry::{Entry, Head, Op, Operation, malformed};
 use crate::cluster::number;
 use crate::failure::driver;
 use crate::optime::Optime;
@@ -113,13 +113,13 @@ impl OplogReader {
         let mut entries = Elements::new(documents.as_bytes()).map_err(malformed)?;
         let mut tally = Tally::default();
         while let Some(element) = entries.next().map_err(malformed)? {
-            let entry = Entry::parse(element.value)?;
-            if entry.at <= self.last {
+            let head = Head::parse(element.value)?;
+            if head.at <= self.last {
                 continue;
             }
             buffer.push(element.value);
-            buffer.substantial |= tally.take(&entry, &mut buffer.summary)?;
-            self.last = entry.at;
+            buffer.substantial |= tally.take(&head, &mut buffer.summary)?;
+            self.last = head.at;
         }
         tally.finish(&mut buffer.summary);
         buffer.summary.end = self.last.point()?;
@@ -137,19 +137,19 @@ pub(crate) struct Tally<'a> {
 
 impl<'a> Tally<'a> {
     /// Takes the next one; says whether it is more than a sign of life.
-    pub(crate) fn take(&mut self, entry: &Entry<'a>, summary: &mut LogSummary) -> Result<bool> {
-        let Operation { op, ns, .. } = entry.operation;
+    pub(crate) fn take(&mut self, head: &Head<'a>, summary: &mut LogSummary) -> Result<bool> {
+        let Operation { op, ns, .. } = head.operation;
         let (ns, op) = match op {
             Op::Noop => ("", "n"),
             Op::Insert => (ns, "i"),
             Op::Update => (ns, "u"),
             Op::Delete => (ns, "d"),
             Op::Command => {
-                count_command(&entry.operation, summary, entry.at.secs.into())?;
+                count_command(&head.operation, summary, head.at.secs.into())?;
                 return Ok(true);
             }
         };
-        let alike = (ns, op, entry.at.secs / 60);
+        let alike = (ns, op, head.at.secs / 60);
         if self.alike != alike {
             std::mem::replace(self, Self { alike, entries: 0 }).finish(summary);
         }

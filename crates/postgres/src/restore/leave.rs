@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use hindsight_engine::{EngineError, FailureKind, Result};
+use rustix::thread::{disable_transparent_huge_pages, transparent_huge_pages_are_disabled};
 
 use super::configuration::Configuration;
 use super::place::{Made, Place, quoted};
@@ -108,7 +109,12 @@ fn start_here(
     if !configuration.options.is_empty() {
         command.args(["-o", &configuration.words()]);
     }
-    let started = command.arg("start").status()?.success();
+    // The server stays: it is to have large pages as its machine gives them, also where this program does without.
+    let without = transparent_huge_pages_are_disabled().unwrap_or_default();
+    let _ = disable_transparent_huge_pages(false);
+    let started = command.arg("start").status();
+    let _ = disable_transparent_huge_pages(without);
+    let started = started?.success();
     let text = data.read("postmaster.pid")?.unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     // LOCK_FILE_LINE_PORT, LOCK_FILE_LINE_SOCKET_DIR and LOCK_FILE_LINE_PM_STATUS (miscadmin.h)

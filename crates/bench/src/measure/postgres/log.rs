@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, bail};
 use hindsight_repository::ClusterRepository;
+use tempfile::TempDir;
 
 use super::{DATABASE, Scene, Taken, mib, say};
 use crate::machine::cores;
@@ -27,19 +28,39 @@ pub(super) async fn measure(scene: &Scene, taken: &Taken, table: &mut Table) -> 
     let interval = cluster.config().await?.1.pitr.upload_interval_sec;
     // Long enough for some slices; the log must not take hours to replay.
     let seconds = (scene.size / 10.0).clamp(8.0, 30.0) as u64;
-    let (mut free, mut captured) = (Vec::new(), Vec::new());
+    let [mut free, mut captured, mut received] = [const { Vec::new() }; 3];
     let (mut lags, mut work, mut peak) = (Vec::new(), 0.0, 0);
     for round in 0..scene.rounds {
         say(&format!("pgbench with and without an agent: round {} of {}", round + 1, scene.rounds));
-        scene.server.sql("CHECKPOINT").await?;
-        free.push(pgbench(scene, seconds).await?);
+        // Tables grow from one to the next, so that each comes first once.
+        for turn in 0..3 {
+            scene.server.sql("CHECKPOINT").await?;
+            match (round + turn) % 3 {
+                0 => free.push(pgbench(scene, seconds).await?),
+                1 => {
+                    let receiving = Receiving::start(scene)?;
+                    received.push(pgbench(scene, seconds).await?);
+                    receiving.stop()?;
+                }
+                _ => {
+                    let agent = scene.hindsight.start_at(&scene.server.uri(), &[], &["agent"])?;
+                    caught_up(scene, &cluster).await?;
+                    captured.push(pgbench(scene, seconds).await?);
+                    caught_up(scene, &cluster).await?;
+                    let ended = agent.stop().await?;
+                    work += ended.spent.client;
+                    peak = peak.max(ended.peak);
+                }
+            }
+        }
+        // Looking takes time too.
         scene.server.sql("CHECKPOINT").await?;
         let agent = scene.hindsight.start_at(&scene.server.uri(), &[], &["agent"])?;
         caught_up(scene, &cluster).await?;
         let commits = Arc::new(Commits::default());
         let probing = tokio::spawn(probe(cluster.clone(), commits.clone()));
         let looking = Looking::start(scene, commits.clone())?;
-        captured.push(pgbench(scene, seconds).await?);
+        pgbench(scene, seconds).await?;
         looking.stop()?;
         // What was flushed last may have ended within a record.
         scene.server.sql("SELECT pg_current_xact_id()").await?;
@@ -51,11 +72,14 @@ pub(super) async fn measure(scene: &Scene, taken: &Taken, table: &mut Table) -> 
         peak = peak.max(ended.peak);
     }
     lags.sort_by(f64::total_cmp);
-    let (fast, slow) = (median(&mut free), median(&mut captured));
+    let [fast, slow, plain] = [&mut free, &mut captured, &mut received].map(|rates| median(rates));
     let note = format!("pgbench -c 8, median of {} rounds of {seconds} s", scene.rounds);
     table.add("postgres: transactions without an agent", fast, "1/s", note.as_str());
-    table.add("postgres: transactions with an agent", slow, "1/s", note);
+    table.add("postgres: transactions with an agent", slow, "1/s", note.as_str());
+    table.add("postgres: transactions with pg_receivewal", plain, "1/s", note);
     table.add("RATIO postgres: transactions with / without an agent", slow / fast, "x", "1 is no slowdown");
+    let note = "receiving the log alone, without reading or compressing it";
+    table.add("RATIO postgres: transactions with pg_receivewal / without", plain / fast, "x", note);
     let note = format!("from flushed to durable in the repository, stored every {interval} s or 16 MiB");
     for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
         table.add(format!("postgres: capture lag, {name}"), quantile(&lags, share), "s", note.as_str());
@@ -139,6 +163,27 @@ fn order(lsn: &str) -> Option<String> {
     let (high, low) = lsn.trim().split_once('/')?;
     let (high, low) = (u32::from_str_radix(high, 16).ok()?, u32::from_str_radix(low, 16).ok()?);
     Some(format!("{high:08X}{low:08X}"))
+}
+
+/// PostgreSQL's own program that follows the log, and the folder that it fills.
+struct Receiving(Child, TempDir);
+
+impl Receiving {
+    fn start(scene: &Scene) -> Result<Self> {
+        let folder = tempfile::tempdir_in(scene.folder.path())?;
+        let mut command = scene.server.program("pg_receivewal");
+        command.args(["--no-loop", "--directory"]).arg(folder.path()).stderr(Stdio::null());
+        Ok(Self(command.spawn()?, folder))
+    }
+
+    fn stop(mut self) -> Result<()> {
+        if let Some(status) = self.0.try_wait()? {
+            bail!("pg_receivewal ended: {status}");
+        }
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
 }
 
 /// Looks how far the server has flushed its log, over and over.
