@@ -165,23 +165,27 @@ fn order(lsn: &str) -> Option<String> {
     Some(format!("{high:08X}{low:08X}"))
 }
 
-/// PostgreSQL's own program that follows the log, and the folder that it fills.
-struct Receiving(Child, TempDir);
+/// PostgreSQL's own program that follows the log.
+struct Receiving {
+    program: Child,
+    /// What it fills; goes with this.
+    _folder: TempDir,
+}
 
 impl Receiving {
     fn start(scene: &Scene) -> Result<Self> {
         let folder = tempfile::tempdir_in(scene.folder.path())?;
         let mut command = scene.server.program("pg_receivewal");
         command.args(["--no-loop", "--directory"]).arg(folder.path()).stderr(Stdio::null());
-        Ok(Self(command.spawn()?, folder))
+        Ok(Self { program: command.spawn()?, _folder: folder })
     }
 
     fn stop(mut self) -> Result<()> {
-        if let Some(status) = self.0.try_wait()? {
+        if let Some(status) = self.program.try_wait()? {
             bail!("pg_receivewal ended: {status}");
         }
-        self.0.kill()?;
-        self.0.wait()?;
+        self.program.kill()?;
+        self.program.wait()?;
         Ok(())
     }
 }
