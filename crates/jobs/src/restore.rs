@@ -218,7 +218,10 @@ struct Recorder {
     source: ClusterRepository,
     target: Option<ClusterRepository>,
     begins_epoch: bool,
-    touched: AtomicBool,
+    /// Where the target is kept, if it is replaced in one step.
+    keeps: Option<String>,
+    crossed: AtomicBool,
+    progress: Progress,
     record: Mutex<RestoreRecord>,
 }
 
@@ -241,25 +244,39 @@ impl Recorder {
 
 #[async_trait]
 impl Gate for Recorder {
-    /// From here on the target is changed: its history ends here, a new epoch begins.
+    /// From here on the target is changed: its history ends here, a new epoch begins. What is kept aside as a whole is not changed:
+    /// it is what it was or what is restored, and the capture can go on in the new epoch with either.
     async fn cross(&self) -> hindsight_engine::Result<()> {
-        self.touched.store(true, Ordering::Relaxed);
+        self.crossed.store(true, Ordering::Relaxed);
         let mut epoch = None;
         if let Some(target) = self.target.as_ref().filter(|_| self.begins_epoch) {
             let id = self.record.lock().await.id.clone();
             epoch = Some(target.begin_epoch(EpochCause::Restore(id)).await?.number);
         }
         let changed = self.change(|record| {
-            record.touched = true;
+            record.touched = self.keeps.is_none();
+            record.kept.clone_from(&self.keeps);
             record.new_epoch = epoch;
+            record.step = self.progress.current().name;
         });
-        to_engine(changed.await)
+        let changed = changed.await;
+        if changed.is_err() {
+            // Nobody goes through, which the last word on this restore then says.
+            unchanged(&mut *self.record.lock().await);
+        }
+        to_engine(changed)
     }
 
     /// The epoch has begun and stays, and the capture goes on in it: nothing is half restored.
     async fn undone(&self) -> hindsight_engine::Result<()> {
-        to_engine(self.change(|record| record.touched = false).await)
+        to_engine(self.change(unchanged).await)
     }
+}
+
+/// The target is what it was.
+fn unchanged(record: &mut RestoreRecord) {
+    record.touched = false;
+    record.kept = None;
 }
 
 fn to_engine<T>(done: Result<T>) -> hindsight_engine::Result<()> {
@@ -361,7 +378,9 @@ async fn carry_out(
         source: proposal.source.clone(),
         target: proposal.target.clone(),
         begins_epoch: proposal.begins_epoch,
-        touched: AtomicBool::new(false),
+        keeps: proposal.preview.kept.as_ref().map(|path| path.display().to_string()),
+        crossed: AtomicBool::new(false),
+        progress: progress.clone(),
         record: Mutex::new(first_record(proposal, id)),
     });
     recorder.change(|_| {}).await?;
@@ -377,7 +396,7 @@ async fn carry_out(
         let config = proposal.source.config().await?.1.restore;
         let throttle = Throttle::new(request.rate_limit.unwrap_or(u64::from(config.rate_limit_mib) << 20));
         let job = Job { cluster: proposal.source.clone(), progress: progress.clone(), cancel, throttle };
-        let run = run_planned(engine, &job, &proposal.plan, request, &proposal.preview, &options, &recorder.touched);
+        let run = run_planned(engine, &job, &proposal.plan, request, &proposal.preview, &options, &recorder.crossed);
         tokio::select! {
             restored = run => restored,
             () = told => unreachable_end(),
@@ -391,6 +410,7 @@ async fn carry_out(
         match &result {
             Ok(restored) => {
                 record.state = RestoreState::Success;
+                record.touched = true;
                 record.totals = restored.totals;
                 record.reached.clone_from(&restored.reached);
             }
@@ -439,6 +459,7 @@ fn first_record(proposal: &Proposal, id: &str) -> RestoreRecord {
         into: proposal.preview.into.clone(),
         into_hosts: proposal.preview.into_hosts.clone(),
         new_epoch: None,
+        kept: None,
         reached: None,
         totals: RestoreTotals::default(),
         error: None,
@@ -465,7 +486,7 @@ async fn suspend_capture(target: &ClusterRepository, progress: &Progress) -> Res
     }
 }
 
-/// Runs the plan. Slices may be merged while it is made: then it is made again, unless the target is `touched`.
+/// Runs the plan. Slices may be merged while it is made: then it is made again, unless the gate was `crossed`.
 pub(crate) async fn run_planned(
     engine: &dyn Engine,
     job: &Job,
@@ -473,12 +494,12 @@ pub(crate) async fn run_planned(
     request: &RestoreRequest,
     preview: &Preview,
     options: &RestoreOptions,
-    touched: &AtomicBool,
+    crossed: &AtomicBool,
 ) -> Result<Restored> {
     let mut current = first.clone();
     for _ in 0..REPLANS {
         match engine.restore(job, &current, &request.selection, &request.destination, preview, options).await {
-            Err(error) if is_missing(&error) && !touched.load(Ordering::Relaxed) => {
+            Err(error) if is_missing(&error) && !crossed.load(Ordering::Relaxed) => {
                 let history = history(&job.cluster).await?;
                 let again = plan(&history, &request.target, Some(&current.base.id), Timestamp::now())?;
                 if again == current {
