@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
-use hindsight_catalog::{Clamped, Cut, Nearest, Refusal, RestorePlan, Target, clamp, plan};
+use hindsight_catalog::{RestorePlan, Target, plan};
 use hindsight_engine::{
     Destination, Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Restored, Selection, Throttle,
 };
 use hindsight_format::{
     EpochCause, FORMAT_VERSION, LeaseRecord, OperationKind, Place, RestoreRecord, RestoreState, RestoreTotals,
-    StoredSlice, format_time,
+    StoredSlice,
 };
 use hindsight_repository::{ClusterRepository, DEFAULT_TTL, Error as RepositoryError, Repository};
 use jiff::Timestamp;
@@ -25,6 +25,7 @@ use crate::backup::new_name;
 use crate::journal::{RESULT, job};
 use crate::operation::Exclusive;
 use crate::overview::{history, warn_of_damage};
+use crate::planned::{Planned, restore_point};
 use crate::{JobError, Result};
 
 /// MiB of folded log in memory where the settings say nothing.
@@ -96,23 +97,7 @@ pub struct Proposal {
 impl Proposal {
     /// The restore point in words.
     pub fn restore_point(&self) -> String {
-        match self.clamped {
-            Some((asked, end)) => format!(
-                "everything that is stored, through {} (asked for: just before {})",
-                format_time(end),
-                format_time(asked)
-            ),
-            None => restore_point(&self.plan),
-        }
-    }
-}
-
-/// Where a plan leads, in words.
-pub(crate) fn restore_point(plan: &RestorePlan) -> String {
-    match &plan.cut {
-        Cut::AtSnapshotEnd => format!("the end of snapshot {}", plan.base.id),
-        Cut::Before(time) => format!("just before {}", format_time(*time)),
-        Cut::Through { order } => format!("through position {order}"),
+        restore_point(&self.plan, self.clamped)
     }
 }
 
@@ -135,16 +120,9 @@ pub async fn propose(
     engine.accept(&request.destination)?;
     let stored = history(source).await?;
     warn_of_damage(&stored);
-    let (plan, clamped) = match plan(&stored, &request.target, request.base.as_deref(), Timestamp::now()) {
-        Err(Refusal::AfterEnd { .. }) => match at_the_end(source, &request).await? {
-            Planned::Exactly(plan) => (plan, None),
-            Planned::Clamped(Clamped { asked, end, target, plan }) => {
-                request.target = target;
-                (plan, Some((asked, end)))
-            }
-        },
-        planned => (planned?, None),
-    };
+    let Planned { target, clamped, plan } =
+        Planned::of(source, &stored, &request.target, request.base.as_deref()).await?;
+    request.target = target;
     require_open(source, &plan).await?;
     let preview = engine.prepare_restore(source, &plan, &request.selection, &request.destination).await?;
     let known = repository.clusters().await?;
@@ -160,36 +138,6 @@ pub async fn propose(
     }
     let source = source.clone();
     Ok(Proposal { source, request, clamped, plan, preview, target, begins_epoch, capture, captures_afterwards })
-}
-
-/// How a restore is planned that may want more than is stored.
-enum Planned {
-    Exactly(RestorePlan),
-    Clamped(Clamped),
-}
-
-/// Plans what seems to be later than all that is stored. Where an agent is about to store it, it is refused: nobody is to get less than
-/// what waiting gives. Where none is, and nothing is known to have come after it, the end of what is stored is what there is.
-async fn at_the_end(source: &ClusterRepository, request: &RestoreRequest) -> Result<Planned> {
-    let capture = source.lease_state(CAPTURE_LEASE).await?;
-    let capture = capture.filter(|lease| source.lease_is_live(CAPTURE_LEASE, lease));
-    // An agent that has just ended may have stored more since: listed only now, it is all there.
-    let (history, now, base) = (history(source).await?, Timestamp::now(), request.base.as_deref());
-    let refusal = match plan(&history, &request.target, base, now) {
-        Ok(plan) => return Ok(Planned::Exactly(plan)),
-        Err(refusal) => refusal,
-    };
-    let clamped = clamp(&history, &refusal, &request.target, base, now);
-    match (clamped, refusal, capture) {
-        (Some(clamped), _, None) => Ok(Planned::Clamped(clamped)),
-        // Of a snapshot that has just been taken the log is about to be stored.
-        (clamped, Refusal::AfterEnd { target: asked, end, captured: None }, Some(lease))
-            if clamped.is_some() || matches!(end, Nearest::Snapshot { .. }) =>
-        {
-            Err(JobError::NotYetCaptured { asked, end, host: lease.holder.host })
-        }
-        (_, refusal, _) => Err(refusal.into()),
-    }
 }
 
 /// Refuses a plan of which a part is sealed to others than whose identity is at hand: recipients may have
