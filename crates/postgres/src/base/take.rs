@@ -56,7 +56,7 @@ async fn steps(address: &Address, job: &Job, request: &SnapshotRequest) -> Resul
     let options =
         BackupOptions { label, manifest: Some(checksums), incremental: since.is_some(), ..BackupOptions::default() };
     let backup = session.base_backup(&options).await;
-    let backup = backup.map_err(|error| parent::told(error, request.parent.as_ref()))?;
+    let backup = backup.map_err(|error| parent::told(error, request.parent.as_ref(), source.standby))?;
     let (start, tablespaces) = (backup.start(), backup.tablespaces().to_vec());
     let mut log = OwnLog::start(job, request, reserved, start).await?;
 
