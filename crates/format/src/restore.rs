@@ -65,9 +65,15 @@ impl RestoreRecord {
     #[must_use]
     pub fn withhold(&self) -> Self {
         let hidden = || WITHHELD.to_owned();
+        // Of a new cluster: where it was made.
+        let id = match self.into.id.split_once('@') {
+            Some((source, _)) => format!("{source}@{WITHHELD}"),
+            None => self.into.id.clone(),
+        };
         Self {
             namespaces: self.namespaces.first().map(|_| hidden()).into_iter().collect(),
             renamed: self.renamed.as_ref().map(|_| hidden()),
+            into: ClusterIdentity { id, ..self.into.clone() },
             into_hosts: hidden(),
             kept: self.kept.as_ref().map(|_| hidden()),
             error: self.error.as_ref().map(|_| hidden()),
