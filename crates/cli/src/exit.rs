@@ -121,7 +121,11 @@ impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
         tracing::debug!(source = ?error.source.as_ref().map(ToString::to_string), "{error}");
         if let Some(source) = error.source.as_ref().and_then(|source| source.downcast_ref::<RepositoryError>()) {
-            return Self::repository(source);
+            let mut failure = Self::repository(source);
+            // What the engine knows of the consequences comes first.
+            let own = failure.hint.take();
+            failure.hint = error.hint;
+            return own.into_iter().fold(failure, |failure, own| failure.also(&own));
         }
         let exit = match error.kind {
             FailureKind::Unreachable => Exit::Unreachable,
@@ -201,6 +205,16 @@ mod tests {
         assert_eq!(Failure::from(JobError::from(EngineError::from(missing()))).exit, Exit::Damaged);
         let newer = RepositoryError::NewerFormat { key: "k".to_owned(), found: 2, known: 1 };
         assert_eq!(Failure::from(EngineError::from(newer)).exit, Exit::Refused);
+    }
+
+    #[test]
+    fn the_way_out_that_an_engine_knows_is_kept_beside_that_of_the_repository() {
+        let hint = |error: RepositoryError| Failure::from(EngineError::from(error).hint("remove it")).hint;
+        assert_eq!(hint(RepositoryError::Missing { key: "k".to_owned() }).as_deref(), Some("remove it"));
+        let sealed = || RepositoryError::Sealed { what: "k".to_owned(), sealed_to: Vec::new(), given: None };
+        let both = hint(sealed()).unwrap();
+        assert!(both.starts_with("remove it; give the identity file"), "{both}");
+        assert_eq!(Failure::from(EngineError::from(sealed())).hint, Failure::from(sealed()).hint);
     }
 
     #[test]

@@ -69,10 +69,11 @@ pub trait Engine: Send + Sync {
         Ok(None)
     }
 
-    /// Refuses a way to make snapshots that it does not have, saying which to use instead. Needs no database.
+    /// Refuses a way to make snapshots that it does not have, saying which to use instead. Nothing else decides on that. Needs no
+    /// database.
     fn accept_type(&self, wanted: Option<BackupType>) -> Result<()>;
 
-    /// Takes a snapshot and stores all of it but the manifest, which is returned. How far it came is noted below
+    /// Takes a snapshot, in a way that it accepts, and stores all of it but the manifest, which is returned. How far it came is noted below
     /// [`hindsight_format::CHECKPOINTS`], so that another call can go on with one that was cut off.
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest>;
 
@@ -204,7 +205,7 @@ pub struct SnapshotRequest {
     pub id: String,
     /// The epoch it belongs to.
     pub epoch: u64,
-    /// How it is to be made; none for the engine's own way.
+    /// How it is to be made, as the engine accepts it; none for its own way.
     pub wanted: Option<BackupType>,
     /// The snapshot that an incremental one is to build upon, which lacks nothing itself; none for all others.
     pub parent: Option<SnapshotManifest>,

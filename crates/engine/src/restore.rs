@@ -137,7 +137,7 @@ pub struct Preview {
     pub into_version: String,
     /// Whether the restored history is its own.
     pub in_place: bool,
-    /// Where what is there now is kept afterwards, where it is.
+    /// Where what is there now is kept afterwards, where it is: it is then replaced in one step, or not at all.
     pub kept: Option<PathBuf>,
     /// Namespaces of the target that go: replaced by what they were, or dropped because they did
     /// not exist at the restore point. Which of the two is known for sure once the log was read.

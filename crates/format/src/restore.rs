@@ -17,7 +17,8 @@ pub struct RestoreRecord {
     pub id: String,
     /// Where it stands.
     pub state: RestoreState,
-    /// Whether anything was changed in the target. Once it was, only success makes the target whole.
+    /// Whether anything was changed in the target. Once it was, only success makes the target whole. Where the target is
+    /// replaced in one step, it is whole at all times, and this is true from success on.
     pub touched: bool,
     /// The step it is at, or was at when it failed, for people.
     pub step: String,
@@ -43,6 +44,10 @@ pub struct RestoreRecord {
     /// The epoch that begins with it, when the target is itself kept in the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub new_epoch: Option<u64>,
+    /// Where the target is kept as it was, from the moment on at which it may be replaced in one step. Until success it is there
+    /// if that was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
     /// Where in the log it came to, where the engine can tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached: Option<Point>,
@@ -60,17 +65,24 @@ impl RestoreRecord {
     #[must_use]
     pub fn withhold(&self) -> Self {
         let hidden = || WITHHELD.to_owned();
+        // Of a new cluster: where it was made.
+        let id = match self.into.id.split_once('@') {
+            Some((source, _)) => format!("{source}@{WITHHELD}"),
+            None => self.into.id.clone(),
+        };
         Self {
             namespaces: self.namespaces.first().map(|_| hidden()).into_iter().collect(),
             renamed: self.renamed.as_ref().map(|_| hidden()),
+            into: ClusterIdentity { id, ..self.into.clone() },
             into_hosts: hidden(),
+            kept: self.kept.as_ref().map(|_| hidden()),
             error: self.error.as_ref().map(|_| hidden()),
             ..self.clone()
         }
     }
 }
 
-/// States of a restore. `InProgress` with no live lease means that it was cut off: the target is
+/// States of a restore. `InProgress` with no live lease means that it was cut off: where it had `touched` the target, that is
 /// half restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

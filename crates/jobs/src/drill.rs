@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use hindsight_catalog::{RestorePlan, Target, plan};
+use hindsight_catalog::{RestorePlan, Target};
 use hindsight_engine::{
     Engine, EngineError, Examined, FailureKind, Gate, Job, Progress, Scratch, ScratchRequest, Selection, Throttle,
 };
@@ -18,14 +18,15 @@ use tokio_util::sync::CancellationToken;
 use crate::journal::RESULT;
 use crate::operation::while_reading;
 use crate::overview::history;
+use crate::planned::Planned;
 use crate::proof::Draft;
-use crate::restore::{RestoreRequest, options, restore_point, run_planned};
+use crate::restore::{RestoreRequest, options, run_planned};
 use crate::{JobError, Result};
 
 /// What to restore for a trial.
 #[derive(Clone, Debug)]
 pub struct DrillRequest {
-    /// The restore point.
+    /// The restore point; of a time after the end of what is stored becomes that end, where a restore would lead to it.
     pub target: Target,
     /// The base snapshot to use; none for the best one.
     pub base: Option<String>,
@@ -83,7 +84,9 @@ async fn try_and_tell(
     cancel: &CancellationToken,
 ) -> Result<Drilled> {
     let started_at = Timestamp::now();
-    let plan = plan(&history(cluster).await?, &request.target, request.base.as_deref(), started_at)?;
+    let planned = Planned::of(cluster, &history(cluster).await?, &request.target, request.base.as_deref()).await?;
+    let restore_point = planned.restore_point();
+    let Planned { target, plan, .. } = planned;
     progress.step("starting a server to restore into", None);
     let scratch = ScratchRequest {
         program: request.program.clone(),
@@ -102,7 +105,7 @@ async fn try_and_tell(
     };
     // The server goes whatever happens, also when this is dropped.
     let tried = tokio::select! {
-        tried = try_out(&*scratch, &job, &plan, request.target.clone()) => tried,
+        tried = try_out(&*scratch, &job, &plan, target) => tried,
         () = cancel.cancelled() => Err(EngineError::cancelled().into()),
     };
     let version = scratch.version().to_owned();
@@ -112,7 +115,7 @@ async fn try_and_tell(
         kind: ProofKind::Drill,
         started_at,
         snapshots: vec![plan.base.id.clone()],
-        restore_point: Some(restore_point(&plan)),
+        restore_point: Some(restore_point),
         objects: (plan.parents.iter().chain([&plan.base]).map(|s| s.objects.len()).sum::<usize>()
             + plan.streams.iter().map(|s| s.own.len() + s.log.len()).sum::<usize>()) as u64,
         bytes: plan.data_bytes + plan.log_bytes,

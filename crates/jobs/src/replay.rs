@@ -157,6 +157,7 @@ fn first_record(plan: &Replay, id: &str) -> RestoreRecord {
         into: plan.into.identity.clone(),
         into_hosts: plan.into.members.iter().map(|member| member.host.as_str()).collect::<Vec<_>>().join(","),
         new_epoch: None,
+        kept: None,
         reached: None,
         totals: RestoreTotals::default(),
         error: None,

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
-use hindsight_catalog::{Clamped, Cut, Nearest, Refusal, RestorePlan, Target, clamp, plan};
+use hindsight_catalog::{RestorePlan, Target, plan};
 use hindsight_engine::{
     Destination, Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Restored, Selection, Throttle,
 };
 use hindsight_format::{
     EpochCause, FORMAT_VERSION, LeaseRecord, OperationKind, Place, RestoreRecord, RestoreState, RestoreTotals,
-    StoredSlice, format_time,
+    StoredSlice,
 };
 use hindsight_repository::{ClusterRepository, DEFAULT_TTL, Error as RepositoryError, Repository};
 use jiff::Timestamp;
@@ -25,6 +25,7 @@ use crate::backup::new_name;
 use crate::journal::{RESULT, job};
 use crate::operation::Exclusive;
 use crate::overview::{history, warn_of_damage};
+use crate::planned::{Planned, restore_point};
 use crate::{JobError, Result};
 
 /// MiB of folded log in memory where the settings say nothing.
@@ -96,23 +97,7 @@ pub struct Proposal {
 impl Proposal {
     /// The restore point in words.
     pub fn restore_point(&self) -> String {
-        match self.clamped {
-            Some((asked, end)) => format!(
-                "everything that is stored, through {} (asked for: just before {})",
-                format_time(end),
-                format_time(asked)
-            ),
-            None => restore_point(&self.plan),
-        }
-    }
-}
-
-/// Where a plan leads, in words.
-pub(crate) fn restore_point(plan: &RestorePlan) -> String {
-    match &plan.cut {
-        Cut::AtSnapshotEnd => format!("the end of snapshot {}", plan.base.id),
-        Cut::Before(time) => format!("just before {}", format_time(*time)),
-        Cut::Through { order } => format!("through position {order}"),
+        restore_point(&self.plan, self.clamped)
     }
 }
 
@@ -135,16 +120,9 @@ pub async fn propose(
     engine.accept(&request.destination)?;
     let stored = history(source).await?;
     warn_of_damage(&stored);
-    let (plan, clamped) = match plan(&stored, &request.target, request.base.as_deref(), Timestamp::now()) {
-        Err(Refusal::AfterEnd { .. }) => match at_the_end(source, &request).await? {
-            Planned::Exactly(plan) => (plan, None),
-            Planned::Clamped(Clamped { asked, end, target, plan }) => {
-                request.target = target;
-                (plan, Some((asked, end)))
-            }
-        },
-        planned => (planned?, None),
-    };
+    let Planned { target, clamped, plan } =
+        Planned::of(source, &stored, &request.target, request.base.as_deref()).await?;
+    request.target = target;
     require_open(source, &plan).await?;
     let preview = engine.prepare_restore(source, &plan, &request.selection, &request.destination).await?;
     let known = repository.clusters().await?;
@@ -160,36 +138,6 @@ pub async fn propose(
     }
     let source = source.clone();
     Ok(Proposal { source, request, clamped, plan, preview, target, begins_epoch, capture, captures_afterwards })
-}
-
-/// How a restore is planned that may want more than is stored.
-enum Planned {
-    Exactly(RestorePlan),
-    Clamped(Clamped),
-}
-
-/// Plans what seems to be later than all that is stored. Where an agent is about to store it, it is refused: nobody is to get less than
-/// what waiting gives. Where none is, and nothing is known to have come after it, the end of what is stored is what there is.
-async fn at_the_end(source: &ClusterRepository, request: &RestoreRequest) -> Result<Planned> {
-    let capture = source.lease_state(CAPTURE_LEASE).await?;
-    let capture = capture.filter(|lease| source.lease_is_live(CAPTURE_LEASE, lease));
-    // An agent that has just ended may have stored more since: listed only now, it is all there.
-    let (history, now, base) = (history(source).await?, Timestamp::now(), request.base.as_deref());
-    let refusal = match plan(&history, &request.target, base, now) {
-        Ok(plan) => return Ok(Planned::Exactly(plan)),
-        Err(refusal) => refusal,
-    };
-    let clamped = clamp(&history, &refusal, &request.target, base, now);
-    match (clamped, refusal, capture) {
-        (Some(clamped), _, None) => Ok(Planned::Clamped(clamped)),
-        // Of a snapshot that has just been taken the log is about to be stored.
-        (clamped, Refusal::AfterEnd { target: asked, end, captured: None }, Some(lease))
-            if clamped.is_some() || matches!(end, Nearest::Snapshot { .. }) =>
-        {
-            Err(JobError::NotYetCaptured { asked, end, host: lease.holder.host })
-        }
-        (_, refusal, _) => Err(refusal.into()),
-    }
 }
 
 /// Refuses a plan of which a part is sealed to others than whose identity is at hand: recipients may have
@@ -218,7 +166,10 @@ struct Recorder {
     source: ClusterRepository,
     target: Option<ClusterRepository>,
     begins_epoch: bool,
-    touched: AtomicBool,
+    /// Where the target is kept, if it is replaced in one step.
+    keeps: Option<String>,
+    crossed: AtomicBool,
+    progress: Progress,
     record: Mutex<RestoreRecord>,
 }
 
@@ -241,25 +192,39 @@ impl Recorder {
 
 #[async_trait]
 impl Gate for Recorder {
-    /// From here on the target is changed: its history ends here, a new epoch begins.
+    /// From here on the target is changed: its history ends here, a new epoch begins. What is kept aside as a whole is not changed:
+    /// it is what it was or what is restored, and the capture can go on in the new epoch with either.
     async fn cross(&self) -> hindsight_engine::Result<()> {
-        self.touched.store(true, Ordering::Relaxed);
+        self.crossed.store(true, Ordering::Relaxed);
         let mut epoch = None;
         if let Some(target) = self.target.as_ref().filter(|_| self.begins_epoch) {
             let id = self.record.lock().await.id.clone();
             epoch = Some(target.begin_epoch(EpochCause::Restore(id)).await?.number);
         }
         let changed = self.change(|record| {
-            record.touched = true;
+            record.touched = self.keeps.is_none();
+            record.kept.clone_from(&self.keeps);
             record.new_epoch = epoch;
+            record.step = self.progress.current().name;
         });
-        to_engine(changed.await)
+        let changed = changed.await;
+        if changed.is_err() {
+            // Nobody goes through, which the last word on this restore then says.
+            unchanged(&mut *self.record.lock().await);
+        }
+        to_engine(changed)
     }
 
     /// The epoch has begun and stays, and the capture goes on in it: nothing is half restored.
     async fn undone(&self) -> hindsight_engine::Result<()> {
-        to_engine(self.change(|record| record.touched = false).await)
+        to_engine(self.change(unchanged).await)
     }
+}
+
+/// The target is what it was.
+fn unchanged(record: &mut RestoreRecord) {
+    record.touched = false;
+    record.kept = None;
 }
 
 fn to_engine<T>(done: Result<T>) -> hindsight_engine::Result<()> {
@@ -361,7 +326,9 @@ async fn carry_out(
         source: proposal.source.clone(),
         target: proposal.target.clone(),
         begins_epoch: proposal.begins_epoch,
-        touched: AtomicBool::new(false),
+        keeps: proposal.preview.kept.as_ref().map(|path| path.display().to_string()),
+        crossed: AtomicBool::new(false),
+        progress: progress.clone(),
         record: Mutex::new(first_record(proposal, id)),
     });
     recorder.change(|_| {}).await?;
@@ -377,7 +344,7 @@ async fn carry_out(
         let config = proposal.source.config().await?.1.restore;
         let throttle = Throttle::new(request.rate_limit.unwrap_or(u64::from(config.rate_limit_mib) << 20));
         let job = Job { cluster: proposal.source.clone(), progress: progress.clone(), cancel, throttle };
-        let run = run_planned(engine, &job, &proposal.plan, request, &proposal.preview, &options, &recorder.touched);
+        let run = run_planned(engine, &job, &proposal.plan, request, &proposal.preview, &options, &recorder.crossed);
         tokio::select! {
             restored = run => restored,
             () = told => unreachable_end(),
@@ -391,6 +358,7 @@ async fn carry_out(
         match &result {
             Ok(restored) => {
                 record.state = RestoreState::Success;
+                record.touched = true;
                 record.totals = restored.totals;
                 record.reached.clone_from(&restored.reached);
             }
@@ -439,6 +407,7 @@ fn first_record(proposal: &Proposal, id: &str) -> RestoreRecord {
         into: proposal.preview.into.clone(),
         into_hosts: proposal.preview.into_hosts.clone(),
         new_epoch: None,
+        kept: None,
         reached: None,
         totals: RestoreTotals::default(),
         error: None,
@@ -465,7 +434,7 @@ async fn suspend_capture(target: &ClusterRepository, progress: &Progress) -> Res
     }
 }
 
-/// Runs the plan. Slices may be merged while it is made: then it is made again, unless the target is `touched`.
+/// Runs the plan. Slices may be merged while it is made: then it is made again, unless the gate was `crossed`.
 pub(crate) async fn run_planned(
     engine: &dyn Engine,
     job: &Job,
@@ -473,12 +442,12 @@ pub(crate) async fn run_planned(
     request: &RestoreRequest,
     preview: &Preview,
     options: &RestoreOptions,
-    touched: &AtomicBool,
+    crossed: &AtomicBool,
 ) -> Result<Restored> {
     let mut current = first.clone();
     for _ in 0..REPLANS {
         match engine.restore(job, &current, &request.selection, &request.destination, preview, options).await {
-            Err(error) if is_missing(&error) && !touched.load(Ordering::Relaxed) => {
+            Err(error) if is_missing(&error) && !crossed.load(Ordering::Relaxed) => {
                 let history = history(&job.cluster).await?;
                 let again = plan(&history, &request.target, Some(&current.base.id), Timestamp::now())?;
                 if again == current {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use async_trait::async_trait;
 use hindsight_catalog::{History, RestorePlan, Stretch, Target};
 use hindsight_engine::{
@@ -241,15 +241,18 @@ impl Engine for Counting {
         _: &Selection,
         destination: &Destination,
     ) -> Outcome<Preview> {
-        let Destination::Directory(Directory { path, .. }) = destination else { return Err(not_here()) };
+        let Destination::Directory(Directory { path, in_place, .. }) = destination else { return Err(not_here()) };
         let hindsight_catalog::Cut::Through { order } = &plan.cut else { return Err(not_here()) };
         let point = point(u64::from_str_radix(order, 16).unwrap());
         Ok(Preview {
-            into: ClusterIdentity { engine: "counting".into(), id: format!("1@{}", path.display()) },
+            into: ClusterIdentity {
+                engine: "counting".into(),
+                id: if *in_place { "1".into() } else { format!("1@{}", path.display()) },
+            },
             into_hosts: path.display().to_string(),
             into_version: "1".into(),
-            in_place: false,
-            kept: None,
+            in_place: *in_place,
+            kept: in_place.then(|| path.with_extension("before")),
             existing: Vec::new(),
             notes: Vec::new(),
             reaches: Some(Reached { point, through: None, last_commit: None, left_out: None }),
@@ -262,7 +265,7 @@ impl Engine for Counting {
         job: &Job,
         _: &RestorePlan,
         _: &Selection,
-        _: &Destination,
+        destination: &Destination,
         preview: &Preview,
         options: &RestoreOptions,
     ) -> Outcome<Restored> {
@@ -272,6 +275,13 @@ impl Engine for Counting {
             Some(lease.is_some_and(|lease| job.cluster.lease_is_live(OPERATION_LEASE, &lease)));
         let restoring = overview(&job.cluster).await.unwrap().restoring;
         assert_eq!(restoring.len(), 1, "it is seen to run");
+        let Destination::Directory(Directory { path, .. }) = destination else { return Err(not_here()) };
+        if path.ends_with("put-back") {
+            options.gate.undone().await?;
+        }
+        if preview.in_place && !path.ends_with("replaced") {
+            return Err(not_here());
+        }
         let reached = preview.reaches.as_ref().map(|reached| reached.point.clone());
         Ok(Restored { reached, next: vec!["read it".into()], ..Restored::default() })
     }
@@ -363,6 +373,24 @@ async fn another_engine_captures_verifies_and_restores_into_a_directory() -> Res
     let left = cluster.lease_names().await?.into_iter().filter(|name| name.starts_with("reading.")).count();
     ensure!(left == 0 && cluster.current_epoch().await? == 1);
     ensure!(cluster.restore(&done.record.id).await?.is_some_and(|record| record.reached == Some(point(30))));
+
+    // Where all is replaced in one step nothing is ever half restored, and the record says how to tell what is there.
+    for (epoch, (name, touched, kept)) in
+        (2..).zip([("unknown", false, true), ("put-back", false, false), ("replaced", true, true)])
+    {
+        let directory = Directory { in_place: true, ..Directory::new(folder.path().join(name)) };
+        let target = engine.find(&cluster, &history(&cluster).await?, &text).await?;
+        let request = RestoreRequest { destination: Destination::Directory(directory), ..RestoreRequest::to(target) };
+        let proposal = propose(&*engine, &repository, &cluster, request).await?;
+        ensure!(proposal.begins_epoch);
+        let done = restore(&*engine, &proposal, &progress, &never).await;
+        ensure!(done.is_ok() == touched, "{name}: {done:?}");
+        let restores = cluster.restores().await?;
+        let record = restores.iter().find(|record| record.new_epoch == Some(epoch));
+        let record = record.with_context(|| format!("{name}: {restores:?}"))?;
+        ensure!((record.touched, record.kept.is_some()) == (touched, kept), "{name}: {record:?}");
+        ensure!(record.kept.iter().all(|kept| kept.ends_with(".before")), "{name}: {record:?}");
+    }
     Ok(())
 }
 

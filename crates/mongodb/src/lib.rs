@@ -28,7 +28,7 @@ use hindsight_catalog::{RestorePlan, Stretch, Target};
 use hindsight_engine::{
     BackupType, Content, DataCheck, Destination, Engine, EngineError, FailureKind, Grant, Job, LogCheck, LogRequest,
     LogStart, Preview, Probe, ReplayTotals, RestoreOptions, Restored, Result, Scratch, ScratchRequest, Selection,
-    SnapshotRequest, Spoken, Synchronous, Words,
+    SnapshotRequest, Spoken, Words,
 };
 use hindsight_format::{Point, SnapshotManifest};
 use hindsight_repository::ClusterRepository;
@@ -111,7 +111,6 @@ impl Engine for MongoEngine {
     }
 
     async fn snapshot(&self, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
-        snapshot::require_logical(request.wanted)?;
         snapshot::take(&self.cluster().await?, job, request).await
     }
 
@@ -121,11 +120,6 @@ impl Engine for MongoEngine {
             catalog.collections.iter().map(snapshot::stored::StoredCollection::info).collect();
         collections.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(collections)
-    }
-
-    async fn synchronous(&self, _cluster: &ClusterRepository) -> Result<Synchronous> {
-        Err(EngineError::new(FailureKind::Unsupported, "the commits of MongoDB cannot wait for the capture")
-            .hint("leave pitr.synchronous off: only what a majority of the members has is captured, within pitr.uploadIntervalSec"))
     }
 
     async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart> {

@@ -223,6 +223,7 @@ async fn gaps_and_restores_are_kept() {
         into: ClusterIdentity { engine: "mongodb".into(), id: "x".into() },
         into_hosts: "localhost".into(),
         new_epoch: Some(2),
+        kept: None,
         reached: None,
         touched: Default::default(),
         totals: Default::default(),

@@ -270,7 +270,7 @@ async fn nothing_that_is_stored_tells_about_the_data() {
     let record: RestoreRecord = serde_json::from_value(serde_json::json!({
         "format": 1, "id": "r", "state": "error", "touched": true, "step": "checking", "started_at": "2021-02-03T08:08:36Z",
         "snapshot": "s", "target": "t", "namespaces": namespaces, "renamed": "hush.secretplans=hush.b",
-        "into": {"engine": "mongodb", "id": "1"}, "into_hosts": "hiddenhost:1", "error": "hush.secretplans has 5",
+        "into": {"engine": "mongodb", "id": "1@hiddenhost:/x"}, "into_hosts": "hiddenhost:1", "kept": "/hidden/before", "error": "hush.secretplans has 5",
         "totals": {"collections": 0, "documents": 0, "bytes": 0, "indexes": 0, "log_records": 0}, "run_by": "1",
     }))
     .unwrap();

@@ -59,6 +59,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let request = args.request(context)?;
+    // Before anybody is asked, or anything is made.
     context.engine()?.accept_type(request.wanted)?;
     let connected = connect(context).await?;
     let mut repository = context.unless_stopped(context.make_repository()).await?;

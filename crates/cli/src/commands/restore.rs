@@ -21,7 +21,7 @@ use crate::exit::Failure;
 use crate::output::Report;
 use crate::progress;
 use crate::report::plan::{PlanReport, Restored, next_steps};
-use crate::report::restores::RestoreReport;
+use crate::report::restores::{RestoreReport, whole};
 use crate::report::written;
 use crate::text;
 
@@ -265,6 +265,10 @@ async fn with_consequences(failure: Failure, since: Timestamp, proposal: &Propos
     match records.into_iter().rev().find(|record| record.started_at >= since) {
         // It did not come as far as a record, or to nothing more than that.
         None => failure,
+        // It replaces the target in one step, which it may have come to or not.
+        Some(record) if record.kept.is_some() && record.state != RestoreState::Success => {
+            failure.also(&whole(&record, program).unwrap_or_default())
+        }
         Some(record) if !record.touched => failure.also("nothing was changed in the target"),
         Some(record) if record.state == RestoreState::Success => failure,
         Some(record) if proposal.target.is_none() && matches!(proposal.request.destination, Destination::Directory(_)) => failure.also(&format!(

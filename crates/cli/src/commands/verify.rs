@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hindsight_catalog::{Target, plan};
+use hindsight_catalog::Target;
 use hindsight_engine::{Engine, Progress};
 use hindsight_format::check_name;
-use hindsight_jobs::{DrillRequest, drill, history, verify};
+use hindsight_jobs::{DrillRequest, Planned, drill, history, verify};
 use hindsight_repository::ClusterRepository;
-use jiff::Timestamp;
 
 use super::restore::parse_point;
 use super::stored_cluster;
@@ -40,7 +39,7 @@ pub(crate) struct Args {
     /// Restore it into a server of its own, and let that check it
     #[arg(long)]
     drill: bool,
-    /// The restore point of the drill: a time, a position, or `latest` [default: the end of the snapshot, or latest]
+    /// The restore point of the drill, as for `restore`: a time, a position, or `latest` [default: the end of the snapshot, or latest]
     #[arg(long, value_name = "T", requires = "drill")]
     time: Option<String>,
     /// The server's program for the drill, or the folder that it is in [env: HINDSIGHT_MONGOD or HINDSIGHT_PG_BIN, by the
@@ -85,12 +84,13 @@ impl Args {
     }
 
     /// The snapshot that is read; none for everything. For a moment it is the base that leads there: its log is read
-    /// by the drill itself.
+    /// by the drill itself. A moment that cannot be restored is refused before anything is read.
     async fn only(&self, cluster: &ClusterRepository, target: &Target) -> Result<Option<String>, Failure> {
-        if self.time.is_none() || self.name.is_some() || self.all {
+        if self.time.is_none() {
             return Ok(self.name.clone());
         }
-        Ok(Some(plan(&history(cluster).await?, target, None, Timestamp::now())?.base.id))
+        let planned = Planned::of(cluster, &history(cluster).await?, target, self.name.as_deref()).await?;
+        Ok(if self.all { None } else { Some(planned.plan.base.id) })
     }
 
     async fn drilled(

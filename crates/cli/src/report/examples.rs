@@ -105,6 +105,7 @@ pub(super) fn restored(id: &str, state: RestoreState, touched: bool) -> RestoreR
         into: identity(),
         into_hosts: "rs0/db1:27017,db2:27017".to_owned(),
         new_epoch: touched.then_some(2),
+        kept: None,
         reached: None,
         totals: match done {
             true => RestoreTotals {

@@ -7,7 +7,7 @@ use hindsight_jobs::{Captured, LITTLE_TIME, Overview};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::restores::half_restored;
+use super::restores::{half_restored, replaced_or_not};
 use crate::text;
 
 /// Seconds that a capture may lag without being worth a warning: an idle server gives signs of life
@@ -303,6 +303,7 @@ fn is_restore(lease: &LeaseRecord) -> bool {
 
 fn warnings(overview: &Overview, capture: &Capture, now: Timestamp, program: &str) -> Vec<String> {
     let mut warnings = half_restored(overview, program);
+    warnings.extend(replaced_or_not(overview, program));
     if !overview.config.pitr.enabled {
         return warnings;
     }

@@ -47,14 +47,45 @@ pub(crate) fn half_restored(overview: &Overview, program: &str) -> Vec<String> {
         [one] => format!("{one} is half restored"),
         some => format!("{} are half restored", some.join(", ")),
     };
-    let how = match &record.error {
+    vec![format!(
+        "{what}: the restore {} {}. The data are not whole until a restore has succeeded: run `{program} restore` again",
+        record.id,
+        how(record)
+    )]
+}
+
+/// How a restore ended that did not end well.
+fn how(record: &RestoreRecord) -> String {
+    match &record.error {
         Some(error) => format!("failed while {}: {error}", record.step),
         None => format!("was cut off while {}", record.step),
-    };
-    vec![format!(
-        "{what}: the restore {} {how}. The data are not whole until a restore has succeeded: run `{program} restore` again",
-        record.id
-    )]
+    }
+}
+
+/// The warning about one that was to replace the cluster in one step, and did not end well: whether it came to that is not known
+/// here. What the capture or a backup stores of the new history comes from whatever is there, and ends it.
+pub(crate) fn replaced_or_not(overview: &Overview, program: &str) -> Option<String> {
+    let own = overview.descriptor.as_ref().map(|descriptor| &descriptor.identity);
+    let is_own = |record: &&RestoreRecord| own == Some(&record.into) && (record.touched || record.kept.is_some());
+    let record = overview.restores.iter().rev().find(is_own)?;
+    let is_followed = overview.history.snapshots.iter().any(|snapshot| snapshot.epoch == overview.epoch)
+        || overview.history.slices.iter().any(|slice| slice.epoch == overview.epoch);
+    let is_last = record.new_epoch == Some(overview.epoch) && !is_followed;
+    if !is_last || matches!(standing(record, &overview.restoring), "in_progress" | "success") {
+        return None;
+    }
+    let whole = whole(record, program)?;
+    Some(format!("the restore {} in place {}; {whole}", record.id, how(record)))
+}
+
+/// What the target of a restore is that replaces it in one step, for who can see where it is.
+pub(crate) fn whole(record: &RestoreRecord, program: &str) -> Option<String> {
+    let kept = record.kept.as_ref()?;
+    Some(format!(
+        "the data are whole all the same: if {kept} is there, they are what was restored, and else what was there before; start \
+         the server, and all goes on with them; where its directory is missing, `{program} restore` with --in-place says how to put \
+         it back"
+    ))
 }
 
 /// The history of restores.
@@ -158,6 +189,9 @@ pub(crate) struct RestoreReport {
     duration: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     new_epoch: Option<u64>,
+    /// Where the target is kept as it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<String>,
     /// Where in the log it came to.
     #[serde(skip_serializing_if = "Option::is_none")]
     reached: Option<String>,
@@ -185,6 +219,7 @@ impl RestoreReport {
             finished_at: record.finished_at.map(format_time),
             duration: record.finished_at.map(|end| text::took(record.started_at, end)),
             new_epoch: record.new_epoch,
+            kept: record.kept.clone(),
             reached: record.reached.as_ref().map(ToString::to_string),
             totals: Keyed::totals(words, &record.totals),
             error: record.error.clone(),

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use hindsight_engine::{Content, Preview, Selection};
-use hindsight_format::{OperationKind, ProofKind, RestoreState};
+use hindsight_format::{OperationKind, ProofKind, RestoreRecord, RestoreState};
 use hindsight_jobs::{Captured, Overview};
 use insta::assert_snapshot;
 
@@ -11,7 +11,7 @@ use super::listing::Listing;
 use super::pitr::Pitr;
 use super::plan::{Facts, PlanReport};
 use super::removal::RemovalReport;
-use super::restores::{RestoreReport, Restores, standing, unmended};
+use super::restores::{RestoreReport, Restores, replaced_or_not, standing, unmended};
 use super::snapshot::{SnapshotReport, Taken};
 use super::status::{Backups, Cluster, Running, Status};
 use crate::exit::{Exit, Failure};
@@ -208,6 +208,40 @@ fn a_restore_that_did_not_end_well_is_mended_by_one_that_covers_it() {
     overview.restores[0].touched = true;
     overview.restores[0].into.id = "another".to_owned();
     assert_eq!(broken(&overview), None);
+}
+
+#[test]
+fn a_cluster_that_is_replaced_in_one_step_is_never_half_restored() {
+    let mut overview = healthy();
+    let told = |overview: &Overview| replaced_or_not(overview, "hindsight");
+    let mut record = restored("2021-02-08T03:10:00Z", RestoreState::InProgress, false);
+    (record.new_epoch, record.kept) = (Some(2), Some("/srv/main.before-20210208T030900Z".to_owned()));
+    overview.restores = vec![record];
+    overview.epoch = 2;
+    assert_eq!(unmended(&overview), None);
+    let said = told(&overview).unwrap();
+    assert!(said.contains("in place was cut off while copying documents; the data are whole"), "{said}");
+    assert!(said.contains("if /srv/main.before-20210208T030900Z is there, they are what was restored"), "{said}");
+    // Another attempt that did not come as far says nothing of it.
+    overview.restores.push(restored("2021-02-08T04:10:00Z", RestoreState::Error, false));
+    assert_eq!(told(&overview), Some(said));
+    // It runs, has ended well, was undone, or is another's.
+    overview.restoring = vec!["2021-02-08T03:10:00Z".to_owned()];
+    assert_eq!(told(&overview), None);
+    overview.restoring.clear();
+    for change in [
+        |record: &mut RestoreRecord| record.state = RestoreState::Success,
+        |record: &mut RestoreRecord| record.kept = None,
+        |record: &mut RestoreRecord| record.into.id = "another".to_owned(),
+    ] {
+        let record = overview.restores[0].clone();
+        change(&mut overview.restores[0]);
+        assert_eq!(told(&overview), None);
+        overview.restores[0] = record;
+    }
+    // Whatever is there, it is captured or was backed up.
+    overview.history.snapshots[0].epoch = 2;
+    assert_eq!(told(&overview), None);
 }
 
 fn planned(selection: Selection, preview: &Preview, change: impl FnOnce(&mut Facts<'_>)) -> PlanReport {

@@ -61,6 +61,7 @@ async fn a_time_is_exact_while_nobody_works_and_clamped_where_the_log_ends() {
     let moment = now().await;
     let ran = cli.run(&planned(&moment)).ends(3, "cannot be restored yet");
     assert!(ran.err.contains("run it again") && ran.err.contains("--time latest"), "{ran}");
+    cli.run(&format!("verify --drill --time {moment}")).ends(3, "cannot be restored yet");
     // Nobody works, no log is written, and time passes: what was stored of the last work suffices for it.
     server.sql("SELECT pg_sleep(8)").await.unwrap();
     assert_eq!(agent.end("TERM").code, 0, "{}", std::fs::read_to_string(&log).unwrap());
@@ -91,5 +92,10 @@ async fn a_time_is_exact_while_nobody_works_and_clamped_where_the_log_ends() {
     let back = restored(&cli, &format!("--time {moment}")).await;
     same(&before, &state(&back).await);
     cli.run("list --restore").ends(0, &asked);
+    // A drill leads where a restore does.
+    let tried = cli.json(&format!("verify --drill --time {moment}"));
+    assert_eq!(tried["drill"]["passed"], true, "{tried}");
+    assert_eq!(tried["drill"]["restore_point"], plan["restore_point"], "{tried}");
+    cli.run("verify --drill --time 2100-01-01T00:00:00Z").ends(3, "in the future");
     cli.run(&planned("2100-01-01T00:00:00Z")).ends(3, "in the future");
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use hindsight_testkit::{PgState, PgWorkload, PgWorkloadOptions, Postgres, PostgresOptions};
+use hindsight_testkit::{PgState, PgWorkload, PgWorkloadOptions, Postgres, PostgresOptions, postgres_programs};
 
 use super::support::{Cli, captured, same, wait_for};
 
@@ -108,4 +108,67 @@ async fn a_cluster_is_taken_back_in_place_again_and_again() {
     assert!(again.exists() && Command::new("sh").args(["-c", &swap]).status().unwrap().success());
     server.restart().await.unwrap();
     same(&lost, &PgState::read(&server.uri()).await.unwrap());
+}
+
+/// The programs of a server, of which the one that starts it takes its time and then fails.
+fn slow_programs(server: &Postgres) -> PathBuf {
+    let folder = server.new_folder("programs").unwrap();
+    for program in std::fs::read_dir(postgres_programs().unwrap()).unwrap() {
+        let program = program.unwrap();
+        std::os::unix::fs::symlink(program.path(), folder.join(program.file_name())).unwrap();
+    }
+    let starts = folder.join("pg_ctl");
+    std::fs::remove_file(&starts).unwrap();
+    // By another process: what this one has open for writing, children that are being started keep open for a moment.
+    let make = format!("printf '#!/bin/sh\\nsleep 20\\nexit 1\\n' > '{0}' && chmod 755 '{0}'", starts.display());
+    assert!(Command::new("sh").args(["-c", &make]).status().unwrap().success());
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_that_is_killed_once_the_names_are_changed_need_not_be_done_again() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let cli = Cli::new(&server.uri_of("postgres")).installed_in(&server.new_folder("bin").unwrap());
+    cli.ok("config --set pitr.enabled=true pitr.uploadIntervalSec=1");
+    let log = cli.folder().join("agent.log");
+    let agent = cli.start_logged("agent", &log);
+    based(&cli, 1);
+    server.sql("CREATE TABLE precious AS SELECT generate_series(1, 5000) AS id").await.unwrap();
+    let before = PgState::read(&server.uri()).await.unwrap();
+    let moment = server.sql("SELECT pg_current_wal_flush_lsn()").await.unwrap();
+    server.sql("DROP TABLE precious").await.unwrap();
+    captured(&cli, &moment);
+    server.stop().await.unwrap();
+
+    let (data, programs) = (server.data_dir(), slow_programs(&server));
+    let (data_dir, programs) = (data.display(), programs.display());
+    let line = format!("restore --time {moment} --target-dir {data_dir} --in-place --program {programs} -y");
+    let restore = cli.start(&line);
+    let kept = wait_for("the other name", || {
+        let entries = std::fs::read_dir(data.parent()?).ok()?.flatten().map(|entry| entry.path());
+        let mut kept = entries.filter(|path| path.display().to_string().contains(".before-"));
+        kept.next().filter(|_| data.join("PG_VERSION").exists())
+    });
+    restore.end("KILL");
+
+    let status = wait_for("the end of its lease", || {
+        let status = cli.run("status").out;
+        status.contains("was cut off while taking the place of what was there").then_some(status)
+    });
+    let what = format!("the data are whole all the same: if {} is there, they are what was restored", kept.display());
+    assert!(status.contains(&what) && !status.contains("half restored"), "{status}");
+    let restores = cli.json("list --restore");
+    assert_eq!(restores["restores"][0]["status"], "cut off", "{restores}");
+    let name = restores["restores"][0]["name"].as_str().unwrap();
+    cli.run(&format!("describe-restore {name}")).ends(0, &format!("kept: {}", kept.display()));
+
+    // Somebody starts the server, and all goes on.
+    server.restart().await.unwrap();
+    same(&before, &PgState::read(&server.uri()).await.unwrap());
+    based(&cli, 2);
+    let status = cli.ok("status");
+    assert!(!status.contains("whole all the same") && !status.contains("half restored"), "{status}");
+    assert_eq!(agent.end("TERM").code, 0);
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(!said.contains("half restored"), "{said}");
 }

@@ -1,12 +1,16 @@
 //! Incremental backups of PostgreSQL, through the program: a chain over everything that can become of a relation's files, brought
 //! back from each of its links and to a moment after it. Servers before 17 do not take them, and say so.
 
+mod combined;
+mod elsewhere;
+
 use std::path::PathBuf;
 
 use hindsight_testkit::{PgState, Postgres, PostgresOptions, postgres_version};
 use serde_json::Value;
 
 use super::support::{Cli, captured};
+use combined::as_by_hand;
 
 /// What there is at first: tables of some sizes, one of them in a tablespace, indexes, large objects, another database.
 const BEGINNING: &str = "
@@ -164,6 +168,9 @@ async fn a_chain_of_backups_comes_back_from_each_of_its_links() {
     cli.run(&format!("verify --drill --time {moment}")).ends(0, "");
     comes_back(&cli, first, &states[0]).await;
     comes_back(&cli, second, &states[1]).await;
+    for links in 2..=chain.len() {
+        as_by_hand(&cli, &chain[..links]);
+    }
     let plan = cli.json(&format!("restore --time {moment} --target-dir {} --dry-run", nowhere.display()));
     assert_eq!(plan["base"]["builds_upon"], serde_json::json!([first, full]), "{plan}");
     comes_back(&cli, &format!("--time {moment}"), &last).await;

@@ -272,6 +272,7 @@ async fn cut_off(cli: &Cli, set: &ReplicaSet) {
         into: cluster.descriptor().await.unwrap().unwrap().identity,
         into_hosts: set.uri(),
         new_epoch: None,
+        kept: None,
         reached: None,
         totals: Default::default(),
         error: None,

@@ -60,8 +60,8 @@ fn require_summaries(summarizes: Option<bool>, host: &str, version: &str) -> Res
     }
 }
 
-/// What it means that a backup does not begin.
-pub(super) fn told(error: WireError, parent: Option<&SnapshotManifest>) -> EngineError {
+/// What it means that a backup of a primary or a `standby` does not begin.
+pub(super) fn told(error: WireError, parent: Option<&SnapshotManifest>, standby: bool) -> EngineError {
     let (Some(parent), WireError::Refused { server, .. }) = (parent, &error) else { return error.into() };
     let what = match &server.detail {
         Some(detail) => format!("{} ({detail})", server.message),
@@ -72,6 +72,11 @@ pub(super) fn told(error: WireError, parent: Option<&SnapshotManifest>) -> Engin
         // Its log would have more to say, whatever is the matter.
         Some(WAITS) => {
             "see what the server's log says of its WAL summarizer, or take a full backup, with --type physical"
+        }
+        // A standby cannot make checkpoints: its backups begin at the last one that it has replayed.
+        Some(PREPARES) if standby => {
+            "if little has been written since then, run CHECKPOINT on the primary, and try again once the standby has replayed it; \
+             else take a full backup, with --type physical"
         }
         Some(PREPARES) => {
             "take a full backup, with --type physical: the server does not know all that has changed since. Its \

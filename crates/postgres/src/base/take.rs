@@ -56,7 +56,7 @@ async fn steps(address: &Address, job: &Job, request: &SnapshotRequest) -> Resul
     let options =
         BackupOptions { label, manifest: Some(checksums), incremental: since.is_some(), ..BackupOptions::default() };
     let backup = session.base_backup(&options).await;
-    let backup = backup.map_err(|error| parent::told(error, request.parent.as_ref()))?;
+    let backup = backup.map_err(|error| parent::told(error, request.parent.as_ref(), source.standby))?;
     let (start, tablespaces) = (backup.start(), backup.tablespaces().to_vec());
     let mut log = OwnLog::start(job, request, reserved, start).await?;
 
@@ -152,9 +152,8 @@ pub fn accept_type(wanted: Option<BackupType>) -> Result<()> {
     }
 }
 
-/// Refuses what cannot be taken.
+/// Refuses what cannot be taken, though its type can.
 fn accept(request: &SnapshotRequest) -> Result<()> {
-    accept_type(request.wanted)?;
     let refused = |what: String, hint: &str| Err(EngineError::new(FailureKind::Unsupported, what).hint(hint));
     if (request.wanted == Some(BackupType::Incremental)) != request.parent.is_some() {
         return refused(
@@ -209,15 +208,18 @@ mod tests {
             resume: false,
         };
         for wanted in [None, Some(BackupType::Physical)] {
-            assert!(accept(&request(wanted)).is_ok());
+            assert!(accept_type(wanted).is_ok() && accept(&request(wanted)).is_ok());
         }
-        let types = [BackupType::Logical, BackupType::Incremental, BackupType::External];
-        let other = [
+        assert!(accept_type(Some(BackupType::Incremental)).is_ok());
+        let types = [BackupType::Logical, BackupType::External].map(|wanted| accept_type(Some(wanted)));
+        let others = [
+            // There is nothing to build upon.
+            request(Some(BackupType::Incremental)),
             SnapshotRequest { namespaces: vec!["shop.*".to_owned()], ..request(None) },
             SnapshotRequest { resume: true, ..request(None) },
         ];
-        for refused in types.map(|wanted| request(Some(wanted))).iter().chain(&other) {
-            let error = accept(refused).unwrap_err();
+        for refused in types.into_iter().chain(others.iter().map(accept)) {
+            let error = refused.unwrap_err();
             assert_eq!(error.kind, FailureKind::Unsupported);
             assert!(error.hint.is_some());
         }

@@ -94,8 +94,10 @@ pub async fn run_asking(
         Some(present) => swap::unchanged(error, present),
         None => error,
     })?;
-    if directory.start {
-        job.progress.step("starting the server", None);
+    match in_place {
+        Some(_) => job.progress.step("taking the place of what was there", None),
+        None if directory.start => job.progress.step("starting the server", None),
+        None => {}
     }
     let started = match in_place {
         Some(present) => swap::take_place(programs, present, &*options.gate, directory.start, directory.port).await?,
