@@ -39,7 +39,7 @@ pub use overview::{Captured, Overview, history, overview};
 pub use place::{find_cluster, register};
 pub use removal::{propose_removal, remove};
 pub use replay::{Replay, propose_replay, replay};
-pub use restore::{Finished, Proposal, RestoreRequest, propose, restore};
+pub use restore::{Finished, Proposal, RestoreRequest, history_meant, propose, restore};
 pub use room::{LITTLE_TIME, time_left};
 pub use verify::{Finding, Level, Verified, verify};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt};
-use hindsight_catalog::{Clamped, Cut, Nearest, Refusal, RestorePlan, Target, clamp, plan};
+use hindsight_catalog::{Clamped, Cut, History, Nearest, Refusal, RestorePlan, Target, clamp, plan};
 use hindsight_engine::{
     Destination, Engine, EngineError, Gate, Job, Preview, Progress, RestoreOptions, Restored, Selection, Throttle,
 };
@@ -41,6 +41,8 @@ pub struct RestoreRequest {
     pub target: Target,
     /// The base snapshot to use; none for the best one.
     pub base: Option<String>,
+    /// The history that is meant: that of this epoch, as if no later one had begun; none for all there is.
+    pub epoch: Option<u64>,
     /// Which namespaces, under which name.
     pub selection: Selection,
     /// Where to.
@@ -60,6 +62,7 @@ impl RestoreRequest {
         Self {
             target,
             base: None,
+            epoch: None,
             selection: Selection::default(),
             destination: Destination::Connected,
             parallel: None,
@@ -133,7 +136,7 @@ pub async fn propose(
     mut request: RestoreRequest,
 ) -> Result<Proposal> {
     engine.accept(&request.destination)?;
-    let stored = history(source).await?;
+    let stored = history_meant(source, request.epoch).await?;
     warn_of_damage(&stored);
     let (plan, clamped) = match plan(&stored, &request.target, request.base.as_deref(), Timestamp::now()) {
         Err(Refusal::AfterEnd { .. }) => match at_the_end(source, &request).await? {
@@ -162,6 +165,15 @@ pub async fn propose(
     Ok(Proposal { source, request, clamped, plan, preview, target, begins_epoch, capture, captures_afterwards })
 }
 
+/// What is stored, up to the epoch that is meant where one is.
+pub async fn history_meant(source: &ClusterRepository, epoch: Option<u64>) -> Result<History> {
+    let all = history(source).await?;
+    Ok(match epoch {
+        Some(epoch) => all.until_epoch(epoch),
+        None => all,
+    })
+}
+
 /// How a restore is planned that may want more than is stored.
 enum Planned {
     Exactly(RestorePlan),
@@ -172,9 +184,13 @@ enum Planned {
 /// what waiting gives. Where none is, and nothing is known to have come after it, the end of what is stored is what there is.
 async fn at_the_end(source: &ClusterRepository, request: &RestoreRequest) -> Result<Planned> {
     let capture = source.lease_state(CAPTURE_LEASE).await?;
-    let capture = capture.filter(|lease| source.lease_is_live(CAPTURE_LEASE, lease));
+    // A history that was left comes to no more.
+    let present = source.current_epoch().await?;
+    let is_present = request.epoch.is_none_or(|epoch| epoch >= present);
+    let capture = capture.filter(|lease| is_present && source.lease_is_live(CAPTURE_LEASE, lease));
     // An agent that has just ended may have stored more since: listed only now, it is all there.
-    let (history, now, base) = (history(source).await?, Timestamp::now(), request.base.as_deref());
+    let (history, now) = (history_meant(source, request.epoch).await?, Timestamp::now());
+    let base = request.base.as_deref();
     let refusal = match plan(&history, &request.target, base, now) {
         Ok(plan) => return Ok(Planned::Exactly(plan)),
         Err(refusal) => refusal,
@@ -247,7 +263,7 @@ impl Gate for Recorder {
         let mut epoch = None;
         if let Some(target) = self.target.as_ref().filter(|_| self.begins_epoch) {
             let id = self.record.lock().await.id.clone();
-            epoch = Some(target.begin_epoch(EpochCause::Restore(id)).await?.number);
+            epoch = Some(target.begin_epoch(EpochCause::Restore(id), None).await?.number);
         }
         let changed = self.change(|record| {
             record.touched = true;
@@ -479,7 +495,8 @@ pub(crate) async fn run_planned(
     for _ in 0..REPLANS {
         match engine.restore(job, &current, &request.selection, &request.destination, preview, options).await {
             Err(error) if is_missing(&error) && !touched.load(Ordering::Relaxed) => {
-                let history = history(&job.cluster).await?;
+                // In a later one the same time may be another moment.
+                let history = history_meant(&job.cluster, Some(current.epoch)).await?;
                 let again = plan(&history, &request.target, Some(&current.base.id), Timestamp::now())?;
                 if again == current {
                     return Err(error.into());
