@@ -31,6 +31,8 @@ struct Scene {
     cli: Cli,
     agent: Option<Started>,
     epoch: u64,
+    /// Moments that there were.
+    made: usize,
     moments: Vec<Moment>,
 }
 
@@ -45,7 +47,7 @@ impl Scene {
         let cli = Cli::new(&uri).installed_in(&members[0].new_folder("bin")?);
         cli.ok("config --set pitr.enabled=true pitr.uploadIntervalSec=1");
         let agent = Some(cli.start_logged("agent", &cli.folder().join("agent.log")));
-        let scene = Self { members, cli, agent, epoch: 1, moments: Vec::new() };
+        let scene = Self { members, cli, agent, epoch: 1, made: 0, moments: Vec::new() };
         wait_for("a base", || (!scene.list("snapshots").is_empty()).then_some(()));
         Ok(scene)
     }
@@ -63,7 +65,8 @@ impl Scene {
     /// Writes, sums up what is there, and waits until that can be restored in its own epoch.
     async fn moment(&mut self, what: &str, is_lost: bool) -> Result<()> {
         let server = &self.members[0];
-        let number = self.moments.len();
+        self.made += 1;
+        let number = self.made;
         server.pgbench(&["-c", "2", "-t", "40", "-n"]).await?;
         server.sql(&format!("CREATE TABLE made_{number} AS SELECT generate_series(1, 500) AS n")).await?;
         let state = PgState::read(&server.uri()).await?;
@@ -101,7 +104,14 @@ impl Scene {
     async fn fail_over(&mut self) -> Result<()> {
         self.moment("what both have", false).await?;
         self.caught_up().await?;
-        self.members[1].stop().await?;
+        // Amid what is written, so that it has a part of a slice.
+        let [primary, standby] = &self.members;
+        let leave = async {
+            sleep(Duration::from_millis(1700)).await;
+            standby.stop().await
+        };
+        let (written, stopped) = tokio::join!(primary.pgbench(&["-c", "2", "-T", "4", "-n"]), leave);
+        written.and(stopped.map(|()| String::new()))?;
         self.moment("what only the old one had", true).await?;
         self.members[0].crash();
         self.members[1].restart().await?;
