@@ -21,7 +21,7 @@ pub struct Chain {
     pub slices: Vec<StoredSlice>,
 }
 
-/// The chains of all streams, by epoch, stream and start.
+/// The chains of all streams, by epoch, stream and start; an epoch that branches off another has what counts of its slices in its chains, too.
 ///
 /// A chain begins at a position where no slice ends and takes the path that reaches furthest; among
 /// equals the one over the fewest slices, then over the higher fence. A chain that lies within
@@ -29,7 +29,7 @@ pub struct Chain {
 /// grows with the number of slices as sorting them does.
 pub fn chains(history: &History) -> Vec<Chain> {
     let mut chains = Vec::new();
-    for ((epoch, stream), log) in Log::by_stream(&history.slices) {
+    for ((epoch, stream), log) in Log::by_stream(history) {
         for first in log.runs() {
             let slices: Vec<_> = log.path(first).map(|index| log.slices()[index].clone()).collect();
             let start = log.slices()[first].name.start.clone();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hindsight_format::{Point, SnapshotManifest};
+use hindsight_format::{Ancestry, Point, SnapshotManifest};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::history::History;
@@ -11,9 +11,12 @@ use crate::parents::parents;
 
 /// The logs of a history, and the footing of each of its snapshots in them.
 pub(crate) struct Ground<'a> {
+    /// How its epochs branch off each other.
+    pub(crate) ancestry: Ancestry<'a>,
     /// By epoch and stream.
     pub(crate) logs: BTreeMap<(u64, &'a str), Log<'a>>,
-    /// Of every snapshot that is whole and names at least one stream; by epoch, streams, then oldest first.
+    /// Of every snapshot that is whole and names at least one stream, one in each epoch that it counts for; by epoch, streams, then
+    /// oldest first.
     pub(crate) footings: Vec<Footing<'a>>,
 }
 
@@ -21,6 +24,8 @@ pub(crate) struct Ground<'a> {
 pub(crate) struct Footing<'a> {
     /// The snapshot.
     pub(crate) snapshot: &'a SnapshotManifest,
+    /// The epoch whose log it stands in: its own, or one that branches off that behind it.
+    pub(crate) epoch: u64,
     /// In each of its streams.
     pub(crate) streams: Vec<Foothold<'a>>,
     /// Where it is consistent: of several streams, in the last one to get there.
@@ -43,14 +48,19 @@ pub(crate) struct Foothold<'a> {
 
 impl<'a> Ground<'a> {
     pub(crate) fn new(history: &'a History) -> Self {
-        let logs = Log::by_stream(&history.slices);
+        let (ancestry, logs) = (Ancestry::new(&history.epochs), Log::by_stream(history));
         // What lacks a part that it builds upon cannot be restored.
-        let whole = history.snapshots.iter().filter(|snapshot| parents(history, snapshot).is_ok());
-        let mut footings: Vec<_> = whole.filter_map(Footing::on_its_own).collect();
+        let whole: Vec<_> = history.snapshots.iter().filter(|snapshot| parents(history, snapshot).is_ok()).collect();
+        let own = whole.iter().filter_map(|snapshot| Footing::on_its_own(snapshot, snapshot.epoch));
+        let mut footings: Vec<_> = own.collect();
+        for (epoch, line) in ancestry.branching() {
+            let counts = |snapshot: &&&SnapshotManifest| line.iter().any(|part| part.has_snapshot(snapshot));
+            footings.extend(whole.iter().filter(counts).filter_map(|snapshot| Footing::on_its_own(snapshot, epoch)));
+        }
 
         let mut holds: BTreeMap<_, Vec<(&mut Foothold<'a>, bool)>> = BTreeMap::new();
         for footing in &mut footings {
-            let (epoch, strict) = (footing.snapshot.epoch, footing.snapshot.kind.copies_files());
+            let (epoch, strict) = (footing.epoch, footing.snapshot.kind.copies_files());
             for hold in &mut footing.streams {
                 holds.entry((epoch, hold.stream)).or_default().push((hold, strict));
             }
@@ -67,10 +77,15 @@ impl<'a> Ground<'a> {
 
         footings.iter_mut().for_each(Footing::find_end);
         footings.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
-        Self { logs, footings }
+        Self { ancestry, logs, footings }
     }
 
-    /// The footings of full snapshots: those that may serve as a base without being named.
+    /// Where an epoch branches off another one.
+    pub(crate) fn branch(&self, epoch: u64, stream: &str) -> Option<&'a Point> {
+        self.ancestry.of(epoch).first().filter(|part| part.stream == stream).map(|part| part.until)
+    }
+
+    /// The footings of full snapshots, in each epoch that they count for: those that may serve as a base without being named.
     pub(crate) fn full(&self) -> impl DoubleEndedIterator<Item = &Footing<'a>> {
         self.footings.iter().filter(|footing| !footing.is_selective())
     }
@@ -78,11 +93,11 @@ impl<'a> Ground<'a> {
 
 impl<'a> Footing<'a> {
     /// Without any log that follows; none when the snapshot names no stream.
-    fn on_its_own(snapshot: &'a SnapshotManifest) -> Option<Self> {
+    fn on_its_own(snapshot: &'a SnapshotManifest, epoch: u64) -> Option<Self> {
         let parts = snapshot.streams.iter();
         let start = parts.clone().map(|(_, part)| &part.last).max_by_key(|&point| rank(point))?;
         let streams = parts.map(|(stream, part)| Foothold { stream, start: &part.last, entry: None, end: &part.last });
-        Some(Self { snapshot, streams: streams.collect(), start, end: start })
+        Some(Self { snapshot, epoch, streams: streams.collect(), start, end: start })
     }
 
     fn find_end(&mut self) {
@@ -94,7 +109,7 @@ impl<'a> Footing<'a> {
 
     fn sort_key(&self) -> (u64, Vec<&'a str>, (Timestamp, &'a str), &'a str) {
         let streams = self.streams.iter().map(|hold| hold.stream).collect();
-        (self.snapshot.epoch, streams, rank(self.start), &self.snapshot.id)
+        (self.epoch, streams, rank(self.start), &self.snapshot.id)
     }
 
     /// Whether it holds only some namespaces.

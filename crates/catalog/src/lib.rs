@@ -1,7 +1,7 @@
 //! What can be restored, and from what: slices and snapshots in, timelines, gaps, restore plans,
 //! merge groups and removal plans out. Pure functions, no I/O, no knowledge of any database.
 //!
-//! Three facts carry everything here:
+//! Four facts carry everything here:
 //!
 //! * **Positions are the truth.** One slice follows another only where `next.start` and `prev.end`
 //!   are the same position, tag included; never because of a clock, a name's order or a file time.
@@ -11,6 +11,8 @@
 //! * **Time never runs backwards along a stream.** An engine whose log has steps of the clock gives
 //!   its points the latest time seen so far. Times then tell which slices can hold what lies before
 //!   a given second.
+//! * **An epoch that branches off another has its past.** Snapshots and slices of that which end where it branched off or before
+//!   count for both, as if they were stored under both.
 
 mod chains;
 mod clamp;
@@ -24,6 +26,7 @@ mod plan;
 mod refusal;
 mod refuse;
 mod removal;
+mod shared;
 mod stretch;
 mod time;
 mod timeline;
@@ -37,7 +40,7 @@ pub use merge::{redundant, slices_to_merge};
 pub use parents::{children, parents, to_build_upon};
 pub use plan::{Cut, RestorePlan, StreamPlan, Target, plan};
 pub use refusal::{Nearest, Refusal};
-pub use removal::{KeptLog, Need, Removal, SnapshotSort, Wish, removal, without};
+pub use removal::{Holder, KeptLog, Need, Removal, SnapshotSort, Wish, removal, without};
 pub use stretch::{Stretch, stretch};
 pub use time::{ParsedTime, TimeError, parse_time};
 pub use timeline::{Gap, Range, StreamRange, Timeline, Unbacked, timeline};

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 use hindsight_format::{Point, Position, StoredSlice};
 
+use crate::history::History;
+
 /// How good it is to go on with a slice, best last: how far it leads, over how few slices, written
 /// under which fence. The slice's index makes the choice the same on every run.
 type Rank<'a> = (&'a str, Reverse<u32>, u64, Reverse<usize>);
@@ -35,7 +37,7 @@ pub(crate) struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
-    /// Orders `slices`, which are all of one stream and epoch. What holds nothing (a start that is
+    /// Orders `slices`, which all count for one epoch, in one stream. What holds nothing (a start that is
     /// not before its end) is left out: it can lead nowhere. Signs of life only tell the time at which the log ended.
     pub(crate) fn new(slices: impl IntoIterator<Item = &'a StoredSlice>) -> Self {
         let mut signs: HashMap<&Position, &StoredSlice> = HashMap::new();
@@ -69,13 +71,9 @@ impl<'a> Log<'a> {
         log
     }
 
-    /// Splits `slices` by epoch and stream.
-    pub(crate) fn by_stream(slices: &'a [StoredSlice]) -> BTreeMap<(u64, &'a str), Self> {
-        let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for slice in slices {
-            groups.entry((slice.epoch, slice.stream.as_str())).or_default().push(slice);
-        }
-        groups.into_iter().map(|(key, slices)| (key, Self::new(slices))).collect()
+    /// Of each epoch and stream, with what counts for it of the epochs that it branches off.
+    pub(crate) fn by_stream(history: &'a History) -> BTreeMap<(u64, &'a str), Self> {
+        history.slices_by_stream().into_iter().map(|(key, slices)| (key, Self::new(slices))).collect()
     }
 
     /// All slices, by start.

@@ -5,6 +5,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::footing::{Footing, Ground, rank};
 use crate::history::History;
+use crate::shared::shared;
 use crate::timeline::{Range, ranges};
 
 /// A stretch of history that can be restored now, and could not be afterwards.
@@ -24,10 +25,18 @@ pub struct Loss {
 }
 
 impl Loss {
-    fn new(epoch: u64, from: &Point, to: &Point, last: Timestamp) -> Self {
+    fn new(epoch: u64, from: &Point, to: &Point) -> Self {
         let first = from.time.checked_add(SignedDuration::from_secs(1)).ok();
-        let seconds = first.filter(|first| *first <= last).map(|first| (first, last));
+        let seconds = first.filter(|first| *first <= to.time).map(|first| (first, to.time));
         Self { epoch, snapshot: None, from: from.clone(), to: to.clone(), seconds }
+    }
+
+    /// What is left of it behind a point.
+    fn after(self, point: &Point) -> Option<Self> {
+        match rank(&self.from) < rank(point) {
+            true => (rank(point) < rank(&self.to)).then(|| Self::new(self.epoch, point, &self.to)),
+            false => Some(self),
+        }
     }
 
     /// Whether something is lost that is at `time` or later.
@@ -80,12 +89,21 @@ pub fn losses(before: &History, after: &History) -> Vec<Loss> {
 
 /// The same, of what is known already.
 pub(crate) fn between(before: &Ground<'_>, after: &Ground<'_>) -> Vec<Loss> {
-    let mut losses = of_ranges(&ranges(before.full()), &ranges(after.full()));
+    let (old, left) = (ranges(before.full()), ranges(after.full()));
+    let mut losses = Vec::new();
+    for (old, shared) in old.iter().zip(shared(&old, before)) {
+        let lost = of_ranges(std::slice::from_ref(old), &left).into_iter();
+        // What a later epoch has, too, is told of that, unless it stays there.
+        losses.extend(lost.filter_map(|loss| match shared {
+            Some(shared) => loss.after(shared),
+            None => Some(loss),
+        }));
+    }
     losses.extend(selective(before, after));
     losses
 }
 
-/// What full snapshots lead to before and not after. What is left of a range lies within it.
+/// What full snapshots lead to before and not after, in each epoch by itself. What is left of a range lies within it.
 pub(crate) fn of_ranges(before: &[Range], after: &[Range]) -> Vec<Loss> {
     let mut losses = Vec::new();
     for old in before {
@@ -94,12 +112,12 @@ pub(crate) fn of_ranges(before: &[Range], after: &[Range]) -> Vec<Loss> {
         let mut at = &old.start;
         for range in &left {
             if rank(at) < rank(&range.start) {
-                losses.push(Loss::new(old.epoch, at, &range.start, range.start.time));
+                losses.push(Loss::new(old.epoch, at, &range.start));
             }
             at = &range.end;
         }
         if left.is_empty() || rank(at) < rank(&old.end) {
-            losses.push(Loss::new(old.epoch, at, &old.end, old.end.time));
+            losses.push(Loss::new(old.epoch, at, &old.end));
         }
     }
     losses
@@ -112,7 +130,7 @@ fn selective(before: &Ground<'_>, after: &Ground<'_>) -> Vec<Loss> {
     let loss = |old: &Footing<'_>| {
         let left = after.footings.iter().find(|footing| footing.snapshot.id == old.snapshot.id);
         let from = left.map_or(old.start, |left| left.end);
-        let loss = Loss::new(old.snapshot.epoch, from, old.end, old.end.time);
+        let loss = Loss::new(old.epoch, from, old.end);
         (rank(from) < rank(old.end)).then(|| Loss { snapshot: Some(old.snapshot.id.clone()), ..loss })
     };
     selective.filter_map(loss).collect()

@@ -64,7 +64,7 @@ pub fn to_build_upon<'a>(
 ) -> Result<&'a SnapshotManifest, Refusal> {
     let Some(name) = named else {
         let ground = Ground::new(history);
-        let of_epoch = ground.full().filter(|footing| footing.snapshot.epoch == epoch);
+        let of_epoch = ground.full().filter(|footing| footing.epoch == epoch);
         let newest = of_epoch.max_by_key(|footing| rank(footing.start)).map(|footing| footing.snapshot);
         return newest.ok_or(Refusal::NothingToBuildUpon);
     };

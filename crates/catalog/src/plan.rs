@@ -9,7 +9,7 @@ use crate::log::Log;
 use crate::parents::parents;
 use crate::refusal::Refusal;
 use crate::refuse::{refuse, refuse_base, selective, unknown_snapshot};
-use crate::timeline::Timeline;
+use crate::timeline::{Range, Timeline};
 
 /// How far past a time the log of a physical snapshot is read. Its order is not that of the times in it: a transaction
 /// takes its time before its place, and may wait in between. Which is the first of that time or later is for the engine
@@ -86,7 +86,8 @@ pub struct StreamPlan {
 /// What to read to restore `target`, from the base snapshot named `base` or else the newest fit one.
 ///
 /// The newest fit base is the latest full snapshot with all that it holds before the target and an
-/// unbroken log from there to it, in the newest epoch that has one. `base` may name any snapshot
+/// unbroken log from there to it, in the newest epoch that has one, of its own or of the one that it branches off. (What
+/// only an older epoch has is planned with [`History::until_epoch`].) `base` may name any snapshot
 /// that fits, a selective one too. `now` only serves to tell a target in the future from one that
 /// is not captured yet.
 ///
@@ -112,7 +113,7 @@ fn plan_from_readable(
                 Some(other) if other.id != snapshot.id => {
                     Err(Refusal::TwoBases { snapshot: name.clone(), base: other.id.clone() })
                 }
-                _ => assemble(history, &ground, snapshot, None),
+                _ => assemble(history, &ground, snapshot, None, None),
             };
         }
         Target::Latest => return latest(history, &ground, named),
@@ -124,10 +125,10 @@ fn plan_from_readable(
     let newest = ground.full().rev().find(|footing| aim.is_reached_from(footing));
     let fit = match named {
         None => newest,
-        Some(named) => ground.footings.iter().find(|f| f.snapshot.id == named.id && aim.is_reached_from(f)),
+        Some(named) => ground.footings.iter().rev().find(|f| f.snapshot.id == named.id && aim.is_reached_from(f)),
     };
     if let Some(footing) = fit {
-        return assemble(history, &ground, footing.snapshot, Some((footing, aim)));
+        return assemble(history, &ground, footing.snapshot, Some(footing), Some(aim));
     }
     Err(match named {
         Some(named) => refuse_base(history, &ground, aim, named, newest, now),
@@ -231,9 +232,9 @@ impl<'a> Aim<'a> {
 
 /// The last state that can be restored, in the newest epoch that has a base.
 fn latest(history: &History, ground: &Ground<'_>, named: Option<&SnapshotManifest>) -> Result<RestorePlan, Refusal> {
-    let key = |footing: &&Footing<'_>| (footing.snapshot.epoch, rank(footing.end).0, rank(footing.end).1.to_owned());
+    let key = |footing: &&Footing<'_>| (footing.epoch, rank(footing.end).0, rank(footing.end).1.to_owned());
     let best = match named {
-        Some(named) => ground.footings.iter().find(|footing| footing.snapshot.id == named.id),
+        Some(named) => ground.footings.iter().rev().find(|footing| footing.snapshot.id == named.id),
         // Of several that lead there the last one, which is the newest.
         None => ground.full().max_by_key(key),
     };
@@ -248,22 +249,23 @@ fn latest(history: &History, ground: &Ground<'_>, named: Option<&SnapshotManifes
         // Positions of several streams do not compare, their times do.
         _ => footing.seconds().map(|(_, to)| Aim::Before(to)),
     };
-    assemble(history, ground, footing.snapshot, aim.map(|aim| (footing, aim)))
+    assemble(history, ground, footing.snapshot, Some(footing), aim)
 }
 
-/// The plan for `base` as it is, or for going on from it along the log.
+/// The plan for `base` as it is, or for going on from it along the log of the epoch in which it is meant.
 fn assemble(
     history: &History,
     ground: &Ground<'_>,
     base: &SnapshotManifest,
-    onward: Option<(&Footing<'_>, Aim<'_>)>,
+    footing: Option<&Footing<'_>>,
+    aim: Option<Aim<'_>>,
 ) -> Result<RestorePlan, Refusal> {
     let parents: Vec<_> = parents(history, base)?.into_iter().cloned().collect();
     let log = |stream: &str| -> Vec<StoredSlice> {
-        let Some((footing, aim)) = onward else { return Vec::new() };
+        let Some((footing, aim)) = footing.zip(aim) else { return Vec::new() };
         let aim = if base.kind.copies_files() { aim.later(LATE) } else { aim };
         let hold = footing.streams.iter().find(|hold| hold.stream == stream);
-        let found = hold.zip(ground.logs.get(&(base.epoch, stream)));
+        let found = hold.zip(ground.logs.get(&(footing.epoch, stream)));
         found.map(|(hold, log)| aim.slices(log, hold)).unwrap_or_default()
     };
     let streams: Vec<_> = base
@@ -274,8 +276,8 @@ fn assemble(
     let of_parents = parents.iter().map(|parent| parent.totals.stored_bytes);
     Ok(RestorePlan {
         base: base.clone(),
-        epoch: base.epoch,
-        cut: onward.map_or(Cut::AtSnapshotEnd, |(_, aim)| aim.cut()),
+        epoch: footing.map_or(base.epoch, |footing| footing.epoch),
+        cut: aim.map_or(Cut::AtSnapshotEnd, Aim::cut),
         log_bytes: streams
             .iter()
             .flat_map(|plan| &plan.log)
@@ -283,16 +285,26 @@ fn assemble(
             .fold(0, u64::saturating_add),
         data_bytes: of_parents.fold(base.totals.stored_bytes, u64::saturating_add),
         parents,
-        range: range_around(history, ground, base),
+        range: range_around(history, ground, base, footing.map(|footing| footing.epoch)),
         streams,
     })
 }
 
-/// The range that rests on `base`; a selective snapshot has one of its own.
-fn range_around(history: &History, ground: &Ground<'_>, base: &SnapshotManifest) -> Option<(Timestamp, Timestamp)> {
+/// The range that rests on `base`, in the epoch that is meant or else the newest; a selective snapshot has one of its own.
+fn range_around(
+    history: &History,
+    ground: &Ground<'_>,
+    base: &SnapshotManifest,
+    epoch: Option<u64>,
+) -> Option<(Timestamp, Timestamp)> {
     let timeline = Timeline::of(history, ground);
-    match timeline.ranges.into_iter().find(|range| range.bases.contains(&base.id)) {
+    let is_meant = |other: u64| epoch.is_none_or(|epoch| epoch == other);
+    let resting = |range: &&Range| is_meant(range.epoch) && range.bases.contains(&base.id);
+    match timeline.ranges.iter().rev().find(resting) {
         Some(range) => range.from.zip(range.to),
-        None => ground.footings.iter().find(|footing| footing.snapshot.id == base.id)?.seconds(),
+        None => {
+            let footings = ground.footings.iter().rev();
+            footings.filter(|footing| is_meant(footing.epoch)).find(|footing| footing.snapshot.id == base.id)?.seconds()
+        }
     }
 }

@@ -55,7 +55,7 @@ pub(crate) fn refuse_base(
     if fit.is_none() && (target > now || ground.full().next().is_some()) {
         return refuse(history, ground, aim, now);
     }
-    let footing = ground.footings.iter().find(|footing| footing.snapshot.id == named.id);
+    let footing = ground.footings.iter().rev().find(|footing| footing.snapshot.id == named.id);
     let end = match footing.and_then(Footing::seconds) {
         Some((_, to)) => Nearest::Time(to),
         None => Nearest::Snapshot { id: name.clone(), time: named.restore_time() },

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use hindsight_format::{SnapshotKind, SnapshotManifest, StoredGap, StoredSlice, UnfinishedSnapshot};
+use hindsight_format::{DamagedRecord, SnapshotKind, SnapshotManifest, StoredGap, StoredSlice, UnfinishedSnapshot};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::footing::{Footing, Ground, rank};
@@ -91,6 +91,8 @@ pub enum Need {
     Children(Vec<String>),
     /// It cannot be read: what would be lost is not known, and it goes only by its name.
     Unreadable,
+    /// The record of this later epoch cannot be read, which may rest on it: it goes only by its name, too.
+    UnreadEpoch(u64),
     /// Restoring to these times, which are not to be lost.
     Restores {
         /// The first.
@@ -100,13 +102,22 @@ pub enum Need {
     },
 }
 
-/// Old log that a snapshot needs.
+/// What needs old log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// This snapshot leads through it.
+    Snapshot(String),
+    /// This one may: it cannot be read.
+    UnreadSnapshot(String),
+    /// This epoch may have branched off behind it: its record cannot be read.
+    UnreadEpoch(u64),
+}
+
+/// Old log that stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptLog {
-    /// The snapshot.
-    pub snapshot: String,
-    /// Whether it is known that the snapshot needs it: one that cannot be read may.
-    pub known: bool,
+    /// What needs it, or may.
+    pub holder: Holder,
     /// Number of slices.
     pub slices: u64,
     /// Their bytes.
@@ -159,7 +170,7 @@ pub fn removal(
 ) -> Result<Removal, Refusal> {
     let ground = Ground::new(history);
     let Some(scope) = Scope::of(wish, history, &ground) else {
-        return Ok(Removal { left: ranges(ground.full()), ..Removal::default() });
+        return Ok(Removal { left: Timeline::of(history, &ground).ranges, ..Removal::default() });
     };
     let (dropped, mut kept_snapshots) = scope.drop_snapshots(history, &ground, capturing);
     // Of what stays for the sake of its children alone, the log after it is not needed.
@@ -188,10 +199,17 @@ pub fn removal(
         let (mut gone, kept) = old_slices(history, &ground, &leading_nowhere, bound);
         removal.kept_log = kept;
         if let Some(id) = history.damaged_snapshots().next() {
-            removal.kept_log.extend(held_for(id, &gone));
+            let holder = Holder::UnreadSnapshot(id.to_owned());
+            removal.kept_log.extend(KeptLog::of(holder, gone.iter().copied()));
             gone.clear();
         }
-        let superfluous = if scope.tidies { superfluous(history, &gone, bound) } else { HashSet::new() };
+        if let Some(epoch) = unread_epoch(history) {
+            let older = gone.iter().copied().filter(|slice| slice.epoch < epoch);
+            removal.kept_log.extend(KeptLog::of(Holder::UnreadEpoch(epoch), older));
+            gone.retain(|slice| slice.epoch >= epoch);
+        }
+        let mut superfluous = if scope.tidies { superfluous(history, &gone, bound) } else { HashSet::new() };
+        superfluous.retain(|slice| unread_epoch(history).is_none_or(|epoch| slice.epoch >= epoch));
         removal.redundant = superfluous.len() as u64;
         removal.slices =
             history.slices.iter().filter(|s| gone.contains(s) || superfluous.contains(s)).cloned().collect();
@@ -307,7 +325,10 @@ impl<'a> Scope<'a> {
             Wish::Everything { before } => scope(older(*before).collect(), *before),
             Wish::Retention { before, count } => {
                 let mut full: Vec<_> = ground.full().collect();
-                full.sort_by_key(|footing| std::cmp::Reverse((footing.snapshot.epoch, rank(footing.start))));
+                full.sort_by_key(|footing| std::cmp::Reverse((footing.epoch, rank(footing.start))));
+                // In the newest of the epochs that each counts for.
+                let mut known = HashSet::new();
+                full.retain(|footing| known.insert(footing.snapshot.id.as_str()));
                 full.truncate((*count).max(1) as usize);
                 // The first second that can be restored from the oldest that the count keeps.
                 let first = full.iter().map(|footing| footing.start.time).min().filter(|_| *count > 0);
@@ -327,14 +348,22 @@ impl<'a> Scope<'a> {
         ground: &Ground<'a>,
         capturing: Option<u64>,
     ) -> (HashSet<&'a str>, Vec<(String, Need)>) {
-        let mut dropped: HashSet<&str> = HashSet::new();
+        let (mut dropped, mut known): (HashSet<&str>, HashSet<&str>) = Default::default();
         let mut kept = Vec::new();
         let mut remaining: Vec<&Footing<'a>> = ground.full().collect();
         for footing in ground.footings.iter().filter(|footing| self.candidates.contains(footing.snapshot.id.as_str())) {
             let id = footing.snapshot.id.as_str();
+            // It goes in all the epochs that it counts for, or in none.
+            if !known.insert(id) {
+                continue;
+            }
             if !footing.is_selective() {
+                if let Some(need) = self.unread(history, footing.snapshot) {
+                    kept.push((id.to_owned(), need));
+                    continue;
+                }
                 let without: Vec<_> = remaining.iter().copied().filter(|other| other.snapshot.id != id).collect();
-                if let Some(need) = self.need(&remaining, &without, footing, capturing) {
+                if let Some(need) = self.need(&remaining, &without, id, capturing) {
                     kept.push((id.to_owned(), need));
                     continue;
                 }
@@ -351,24 +380,38 @@ impl<'a> Scope<'a> {
         (dropped, kept)
     }
 
-    /// What needs `footing`, without which `remaining` is `without`.
+    /// Where it is not known whether a later epoch rests on a snapshot. What is named goes all the same.
+    fn unread(&self, history: &History, snapshot: &SnapshotManifest) -> Option<Need> {
+        let later = unread_epoch(history).filter(|epoch| *epoch > snapshot.epoch);
+        later.filter(|_| self.demand.is_some()).map(Need::UnreadEpoch)
+    }
+
+    /// What needs the snapshot `id`, without which `remaining` is `without`, in whichever epoch it counts for, the newest first.
     fn need(
         &self,
         remaining: &[&Footing<'a>],
         without: &[&Footing<'a>],
-        footing: &Footing<'a>,
+        id: &str,
         capturing: Option<u64>,
     ) -> Option<Need> {
-        let epoch = footing.snapshot.epoch;
-        let end = |footings: &[&Footing<'a>]| {
-            footings.iter().filter(|f| f.snapshot.epoch == epoch).map(|f| rank(f.end)).max()
-        };
+        let epochs: BTreeSet<u64> = remaining.iter().filter(|f| f.snapshot.id == id).map(|f| f.epoch).collect();
+        epochs.into_iter().rev().find_map(|epoch| self.need_in(epoch, remaining, without, capturing))
+    }
+
+    fn need_in(
+        &self,
+        epoch: u64,
+        remaining: &[&Footing<'a>],
+        without: &[&Footing<'a>],
+        capturing: Option<u64>,
+    ) -> Option<Need> {
+        let end = |footings: &[&Footing<'a>]| footings.iter().filter(|f| f.epoch == epoch).map(|f| rank(f.end)).max();
         if capturing == Some(epoch) && end(without) < end(remaining) {
             return Some(Need::Capture);
         }
         let demand = self.demand?;
         let of_epoch = |footings: &[&Footing<'a>]| -> Vec<Range> {
-            ranges(footings.iter().copied().filter(|footing| footing.snapshot.epoch == epoch))
+            ranges(footings.iter().copied().filter(|footing| footing.epoch == epoch))
         };
         let lost = losses::of_ranges(&of_epoch(remaining), &of_epoch(without));
         let lost = lost.into_iter().find(|loss| loss.reaches(demand))?;
@@ -404,7 +447,7 @@ fn old_slices<'a>(
     for footing in ground.footings.iter().filter(|footing| !dropped.contains(footing.snapshot.id.as_str())) {
         for hold in footing.streams.iter().filter(|hold| hold.start != hold.end) {
             let (start, end) = (hold.start.position.order(), hold.end.position.order());
-            let all = held.entry((footing.snapshot.epoch, hold.stream)).or_default();
+            let all = held.entry((footing.epoch, hold.stream)).or_default();
             all.push(Held { start, end, snapshot: &footing.snapshot.id });
         }
     }
@@ -422,62 +465,62 @@ fn old_slices<'a>(
     }
 
     let mut gone = HashSet::new();
-    let mut kept: BTreeMap<&str, KeptLog> = BTreeMap::new();
+    let mut kept: BTreeMap<&str, Vec<&StoredSlice>> = BTreeMap::new();
     for slice in history.slices.iter().filter(|slice| slice.name.end.time < bound) {
         let (start, end) = (slice.name.start.position.order(), slice.name.end.position.order());
-        let all = held.get(&(slice.epoch, slice.stream.as_str())).map_or(&[][..], Vec::as_slice);
         // A sign of life is of use right where a stretch ends.
         let touch = slice.name.is_sign_of_life();
-        let first = all.partition_point(|held| held.end < start || held.end == start && !touch);
-        match all.get(first).filter(|held| held.start < end || held.start == end && touch) {
+        let holder = |epoch: u64| {
+            let all = held.get(&(epoch, slice.stream.as_str())).map_or(&[][..], Vec::as_slice);
+            let first = all.partition_point(|held| held.end < start || held.end == start && !touch);
+            all.get(first).filter(|held| held.start < end || held.start == end && touch)
+        };
+        match ground.ancestry.epochs_of(slice).find_map(holder) {
             None => drop(gone.insert(slice)),
-            Some(held) => {
-                let log = kept.entry(held.snapshot).or_insert_with(|| KeptLog {
-                    snapshot: held.snapshot.to_owned(),
-                    known: true,
-                    slices: 0,
-                    stored_bytes: 0,
-                    from: slice.name.start.time,
-                    to: slice.name.end.time,
-                });
-                log.slices += 1;
-                log.stored_bytes += slice.stored_bytes;
-                log.from = log.from.min(slice.name.start.time);
-                log.to = log.to.max(slice.name.end.time);
-            }
+            Some(held) => kept.entry(held.snapshot).or_default().push(slice),
         }
     }
-    (gone, kept.into_values().collect())
+    let kept = kept.into_iter();
+    let kept = kept.filter_map(|(id, slices)| KeptLog::of(Holder::Snapshot(id.to_owned()), slices.into_iter()));
+    (gone, kept.collect())
 }
 
-/// Old log that no snapshot leads through that can be read. The snapshot `id` cannot, and may lead there once its
-/// manifest is put right.
-fn held_for(id: &str, slices: &HashSet<&StoredSlice>) -> Option<KeptLog> {
-    Some(KeptLog {
-        snapshot: id.to_owned(),
-        known: false,
-        slices: slices.len() as u64,
-        stored_bytes: slices.iter().map(|slice| slice.stored_bytes).sum(),
-        from: slices.iter().map(|slice| slice.name.start.time).min()?,
-        to: slices.iter().map(|slice| slice.name.end.time).max()?,
-    })
+/// The newest epoch of which the record cannot be read: what of older ones it has is not known.
+fn unread_epoch(history: &History) -> Option<u64> {
+    history.damaged.iter().filter_map(DamagedRecord::epoch).max()
+}
+
+impl KeptLog {
+    fn of<'s>(holder: Holder, slices: impl Iterator<Item = &'s StoredSlice> + Clone) -> Option<Self> {
+        Some(Self {
+            holder,
+            slices: slices.clone().count() as u64,
+            stored_bytes: slices.clone().map(|slice| slice.stored_bytes).sum(),
+            from: slices.clone().map(|slice| slice.name.start.time).min()?,
+            to: slices.map(|slice| slice.name.end.time).max()?,
+        })
+    }
 }
 
 /// Of what stays, the old slices whose content others hold.
 fn superfluous(history: &History, gone: &HashSet<&StoredSlice>, bound: Timestamp) -> HashSet<StoredSlice> {
-    let mut streams: BTreeMap<(u64, &str), Vec<StoredSlice>> = BTreeMap::new();
-    for slice in history.slices.iter().filter(|slice| !gone.contains(slice)) {
-        streams.entry((slice.epoch, &slice.stream)).or_default().push(slice.clone());
+    let (mut found, mut needed) = (HashSet::new(), HashSet::new());
+    // What one of two epochs has twice, the one that branches off may have once.
+    for slices in history.slices_by_stream().into_values() {
+        let slices: Vec<_> = slices.into_iter().filter(|slice| !gone.contains(slice)).cloned().collect();
+        let redundant: HashSet<_> = redundant(&slices).into_iter().collect();
+        needed.extend(slices.into_iter().filter(|slice| !redundant.contains(slice)));
+        found.extend(redundant);
     }
-    let found = streams.values().flat_map(|slices| redundant(slices));
-    found.filter(|slice| slice.name.end.time < bound).collect()
+    found.retain(|slice| slice.name.end.time < bound && !needed.contains(slice));
+    found
 }
 
 /// Whether the record of a gap is old, and nothing is stored before the gap any more.
 fn is_forgotten(gap: &StoredGap, left: &History, bound: Timestamp) -> bool {
     let end = gap.record.end.position.order();
-    let slices = left.slices.iter().filter(|slice| slice.epoch == gap.epoch && slice.stream == gap.stream);
-    let snapshots = left.snapshots.iter().filter(|snapshot| snapshot.epoch == gap.epoch);
+    let slices = left.slices_of(gap.epoch).filter(|slice| slice.stream == gap.stream);
+    let snapshots = left.snapshots_of(gap.epoch);
     let points = slices
         .map(|slice| &slice.name.start)
         .chain(snapshots.filter_map(|snapshot| snapshot.consistent_at(&gap.stream)));

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::footing::{Foothold, Footing, Ground, rank, seconds};
 use crate::history::History;
+use crate::shared::told_once;
 
 /// What can be restored, and why the rest cannot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +39,9 @@ pub struct Range {
     pub from: Option<Timestamp>,
     /// Last whole second that can be restored *strictly before*: that of `end`.
     pub to: Option<Timestamp>,
+    /// Why the server left this behind, where a later epoch has all that comes before `start`, and goes on in another way: by
+    /// its time alone, that other way is restored.
+    pub left_behind: Option<String>,
 }
 
 /// The bounds of a range in one stream.
@@ -83,6 +87,9 @@ pub struct Unbacked {
 
 /// What can be restored of `history`, and why the rest cannot.
 ///
+/// What an epoch has in common with one that branches off it is told once: ranges as those of the later one, gaps and log
+/// without a base as those of the older one.
+///
 /// A range is the union of what its bases lead to: each base to the furthest point that slices
 /// which meet lead to, from the slice that starts at the base's consistent point or holds it in
 /// its midst. With several streams a base leads as far as the one that ends first.
@@ -93,7 +100,8 @@ pub fn timeline(history: &History) -> Timeline {
 impl Timeline {
     pub(crate) fn of(history: &History, ground: &Ground<'_>) -> Self {
         let ranges = ranges(ground.full());
-        Self { gaps: gaps(history, ground), unbacked: unbacked(ground, &ranges), ranges }
+        let (gaps, unbacked) = (gaps(history, ground), unbacked(ground, &ranges));
+        Self { ranges: told_once(history, ground, ranges), gaps, unbacked }
     }
 }
 
@@ -119,19 +127,20 @@ impl Range {
         });
         let seconds = footing.seconds();
         Self {
-            epoch: footing.snapshot.epoch,
+            epoch: footing.epoch,
             streams: streams.collect(),
             bases: vec![footing.snapshot.id.clone()],
             start: footing.start.clone(),
             end: footing.end.clone(),
             from: seconds.map(|(from, _)| from),
             to: seconds.map(|(_, to)| to),
+            left_behind: None,
         }
     }
 
     /// Whether nothing is missing between this range and a base that stands no earlier in it.
     fn meets(&self, footing: &Footing<'_>) -> bool {
-        self.epoch == footing.snapshot.epoch
+        self.epoch == footing.epoch
             && self.streams.len() == footing.streams.len()
             && footing.start.time <= self.end.time
             && self.streams.iter().zip(&footing.streams).all(|(mine, hold)| {
@@ -168,18 +177,26 @@ fn gaps(history: &History, ground: &Ground<'_>) -> Vec<Gap> {
             explained: cause.is_ok(),
             cause: cause.unwrap_or_else(|unknown| unknown),
         };
+        let branch = ground.branch(epoch, stream);
+        // What comes before it is told of the epoch that it branches off.
+        let is_told = |point: &Point| branch.is_some_and(|at| order(point) < order(at));
         if let (Some(first), Some(last)) = (stored.first(), stored.last())
             && let Some((older, end)) = before.insert(stream, (epoch, last))
+            && branch.is_none()
         {
             gaps.push(gap(Some(end), first, Ok(new_history(history, older, epoch))));
         }
         if let Some((first, _)) = stored.runs.first()
+            && !is_told(first)
             && let Some(earlier) = stored.bases.iter().rev().find(|base| order(base.start) < order(first))
             && let Some(cause) = recorded.between(epoch, stream, earlier.start, first)
         {
             gaps.push(gap(Some(earlier.start), first, Ok(cause)));
         }
         for (&(_, end), &(start, _)) in stored.runs.iter().zip(stored.runs.iter().skip(1)) {
+            if is_told(start) {
+                continue;
+            }
             if order(end) < order(start) {
                 let cause = recorded.between(epoch, stream, end, start).ok_or_else(|| missing(end, start));
                 gaps.push(gap(Some(end), start, cause));
@@ -226,7 +243,7 @@ fn stored<'g, 'a>(ground: &'g Ground<'a>) -> BTreeMap<(u64, &'a str), Stored<'g,
     }
     for footing in ground.full() {
         for hold in &footing.streams {
-            all.entry((footing.snapshot.epoch, hold.stream)).or_default().bases.push(hold);
+            all.entry((footing.epoch, hold.stream)).or_default().bases.push(hold);
         }
     }
     all
@@ -310,7 +327,8 @@ fn unbacked(ground: &Ground<'_>, ranges: &[Range]) -> Vec<Unbacked> {
                 unbacked.push(Unbacked { epoch, stream, start: start.clone(), end: end.clone() });
             }
         };
-        let mut done: Option<&Point> = None;
+        // The same.
+        let mut done = ground.branch(key.0, key.1);
         for (start, end) in stored.runs {
             let mut at = done.map_or(start, |done| later(done, start));
             while let Some(cover) = covers.next_if(|cover| order(&cover.start) < order(end)) {

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use common::random::*;
 use common::*;
 use hindsight_catalog::{
-    History, Loss, Need, Refusal, Removal, SnapshotSort, Target, Wish, losses, removal, timeline, without,
+    History, Holder, Loss, Need, Refusal, Removal, SnapshotSort, Target, Wish, losses, removal, timeline, without,
 };
 use hindsight_format::{DamagedRecord, Place, SnapshotKind, UnfinishedSnapshot};
 use proptest::prelude::*;
@@ -138,7 +138,7 @@ proptest! {
             let mut fewer = left.clone();
             fewer.snapshots.retain(|snapshot| snapshot.id != *id);
             match need {
-                Need::Unreadable | Need::Children(_) => prop_assert!(false, "all of these can be read, and stand alone"),
+                Need::Unreadable | Need::UnreadEpoch(_) | Need::Children(_) => prop_assert!(false, "all of these can be read, and stand alone"),
                 Need::Capture => prop_assert!(end(&fewer, capturing.unwrap()) < end(&left, capturing.unwrap())),
                 Need::Restores { from, to } => {
                     prop_assert!(Some(number(*from)) >= demand(&history, &wish) && from <= to);
@@ -209,7 +209,10 @@ fn cleanup_keeps_what_restoring_to_its_time_needs() {
     assert_eq!(gone(&plan), (vec!["a"], vec![(0, 10), (10, 20), (20, 30)]));
     assert_eq!(plan.kept_snapshots, [("b".into(), Need::Restores { from: at(45), to: at(50) })]);
     assert_eq!(lost(&plan), [Some((11, 30))]);
-    assert_eq!((plan.kept_log.len(), plan.kept_log[0].slices, plan.kept_log[0].snapshot.as_str()), (1, 1, "b"));
+    assert_eq!(
+        (plan.kept_log.len(), plan.kept_log[0].slices, &plan.kept_log[0].holder),
+        (1, 1, &Holder::Snapshot("b".into()))
+    );
     assert_eq!(plan.left.iter().map(seen).collect::<Vec<_>>(), [want(&["b", "c"], 30, 60, Some((31, 60)))]);
 }
 
@@ -320,7 +323,7 @@ fn what_a_snapshot_that_cannot_be_read_may_need_stays_until_that_is_deleted_by_n
     assert!(held.is_empty(), "{held:?}");
     assert_eq!(held.kept_snapshots.last(), Some(&("a".to_owned(), Need::Unreadable)));
     let log = held.kept_log.last().unwrap();
-    assert_eq!((log.snapshot.as_str(), log.known, log.slices), ("a", false, 3));
+    assert_eq!((&log.holder, log.slices), (&Holder::UnreadSnapshot("a".into()), 3));
 
     // Nothing else is deleted with it; then nothing holds the log any more.
     let named = plan(&history, Wish::Snapshot("a".into()), true);

@@ -93,6 +93,12 @@ pub trait Engine: Send + Sync {
             .hint("leave pitr.synchronous off: what is committed is stored within pitr.uploadIntervalSec"))
     }
 
+    /// Of points of a stored history that this database has left ([`LogStart::Left`]), in their order, the last one that its own
+    /// has come by, too; none where that is not known. That it really goes on from there is for [`Engine::open_log`] to say.
+    async fn came_by(&self, _cluster: &ClusterRepository, _stored: &[Point]) -> Result<Option<Point>> {
+        Ok(None)
+    }
+
     /// Starts to follow the log.
     async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart>;
 

@@ -34,6 +34,20 @@ pub struct EpochRecord {
     pub started_at: Timestamp,
     /// Why it began.
     pub cause: EpochCause,
+    /// What of an older one is its past, too; none where it has nothing to do with what was stored before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch: Option<Branch>,
+}
+
+/// Where an epoch branches off an older one: what is stored of that up to there counts for both.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    /// The older one.
+    pub epoch: u64,
+    /// The only stream of the cluster.
+    pub stream: String,
+    /// The last position that both are known to have. A slice of the older one ends or begins there, so that no part of a slice counts.
+    pub at: Point,
 }
 
 /// Why an epoch began.

@@ -4,6 +4,7 @@
 //! here field by field; change the two together, and raise [`FORMAT_VERSION`] when an older
 //! reader would misread what a newer writer stores.
 
+mod ancestry;
 mod cluster;
 mod config;
 mod damaged;
@@ -19,7 +20,8 @@ mod restore;
 mod slice;
 mod snapshot;
 
-pub use cluster::{ClusterDescriptor, ClusterIdentity, EpochCause, EpochRecord, GapRecord, StoredGap};
+pub use ancestry::{Ancestry, Inherited};
+pub use cluster::{Branch, ClusterDescriptor, ClusterIdentity, EpochCause, EpochRecord, GapRecord, StoredGap};
 pub use config::{BackupConfig, ClusterConfig, ConfigError, PitrConfig, RestoreConfig, RetentionConfig};
 pub use damaged::DamagedRecord;
 pub use footer::{Footer, FrameEntry, LogSummary, ObjectKind, OpCounts};

@@ -9,8 +9,8 @@ use std::time::Duration;
 use hindsight_catalog::{History, chains};
 use hindsight_engine::{Engine, EngineError, Kept, LogReader, LogRequest, LogStart, Progress, Wait};
 use hindsight_format::{
-    ClusterConfig, EpochCause, GapRecord, LeaseRecord, Operation, OperationKind, PitrConfig, Point, RestoreState,
-    StoredSlice, format_time,
+    Branch, ClusterConfig, EpochCause, GapRecord, LeaseRecord, Operation, OperationKind, PitrConfig, Point,
+    RestoreState, StoredSlice, format_time,
 };
 use hindsight_repository::{Acquired, ClusterRepository, DEFAULT_TTL, Lease};
 use jiff::Timestamp;
@@ -261,10 +261,11 @@ impl Agent {
         if synchronous {
             self.tell_who_waits().await;
         }
+        let chain_start = chain_start(&history, &place, &start);
+        // What is stored under an older epoch is left as it is: this one's past may end between any two of its slices.
         let mut slices: Vec<StoredSlice> =
             history.slices.into_iter().filter(|slice| slice.stream == stream && slice.epoch == epoch).collect();
         slices.retain(|slice| slice.name.end.position.order() <= start.position.order());
-        let chain_start = chain_start(&slices, &place, &start);
         standing.stored(&start);
         let told = Told { metrics: self.metrics.clone(), standing: standing.clone() };
         let mut capture = Capture::new(place, lease.clone(), self.tuning, told, reader, start.clone());
@@ -376,37 +377,46 @@ impl Agent {
         place: &Place,
         synchronous: bool,
     ) -> Result<Option<(Box<dyn LogReader>, Point)>> {
-        let open_log = async |after: Option<&Point>| -> Result<LogStart> {
-            Ok(self.engine.open_log(&LogRequest { cluster: &self.cluster, after, synchronous }).await?)
-        };
         self.keep_log(true).await?;
         let mut lost = None;
         let ends =
             chains(history).into_iter().filter(|chain| chain.stream == place.stream && chain.epoch == place.epoch);
         let end = ends.map(|chain| chain.end).max_by(|a, b| a.position.order().cmp(b.position.order()));
         if let Some(end) = &end {
-            match open_log(Some(end)).await? {
+            match self.open_log(Some(end), synchronous).await? {
                 LogStart::Continues { reader, at } => return Ok(Some((reader, at))),
-                LogStart::Left { cause } if self.begins_anew(&cause, place).await? => return Ok(None),
-                LogStart::Lost { cause } | LogStart::Left { cause } => lost = Some(cause),
+                LogStart::Left { cause } => {
+                    let branch = self.branch(history, place, synchronous).await?;
+                    if self.begins_anew(&cause, branch, place).await? {
+                        return Ok(None);
+                    }
+                    lost = Some(cause);
+                }
+                LogStart::Lost { cause } => lost = Some(cause),
             }
         }
-        let snapshots = history.snapshots.iter().filter(|s| s.epoch == place.epoch && s.namespaces.is_empty());
-        let newest = snapshots
+        let newest = history
+            .snapshots_of(place.epoch)
+            .filter(|snapshot| snapshot.namespaces.is_empty())
             .filter_map(|s| s.consistent_at(&place.stream))
             .max_by(|a, b| a.position.order().cmp(b.position.order()));
         let later = newest.filter(|at| end.as_ref().is_none_or(|end| at.position.order() > end.position.order()));
-        if let Some(at) = later
-            && let LogStart::Continues { reader, at } = open_log(Some(at)).await?
-        {
-            self.record_gap(place, end, &at, lost).await?;
-            return Ok(Some((reader, at)));
+        if let Some(at) = later {
+            match self.open_log(Some(at), synchronous).await? {
+                LogStart::Continues { reader, at } => {
+                    self.record_gap(place, end, &at, lost).await?;
+                    return Ok(Some((reader, at)));
+                }
+                // What the snapshot holds is no part of what comes now.
+                LogStart::Left { cause } if self.begins_anew(&cause, None, place).await? => return Ok(None),
+                LogStart::Lost { cause } | LogStart::Left { cause } => lost = Some(cause),
+            }
         }
-        match open_log(None).await? {
+        match self.open_log(None, synchronous).await? {
             LogStart::Continues { reader, at } => {
                 let back = end.as_ref().is_some_and(|end| at.position.order() < end.position.order());
                 if let Some(cause) = lost.as_ref().filter(|_| back)
-                    && self.begins_anew(cause, place).await?
+                    && self.begins_anew(cause, None, place).await?
                 {
                     return Ok(None);
                 }
@@ -421,12 +431,35 @@ impl Agent {
         }
     }
 
+    async fn open_log(&self, after: Option<&Point>, synchronous: bool) -> Result<LogStart> {
+        Ok(self.engine.open_log(&LogRequest { cluster: &self.cluster, after, synchronous }).await?)
+    }
+
+    /// Where the history of the server left the one that is stored, as far as slices end or begin there and the server still has
+    /// its log after that: what is stored up to there is its past, too.
+    async fn branch(&self, history: &History, place: &Place, synchronous: bool) -> Result<Option<Branch>> {
+        let slices = history.slices_of(place.epoch).filter(|slice| slice.stream == place.stream);
+        let mut bounds: Vec<_> = slices.flat_map(|slice| [&slice.name.start, &slice.name.end]).cloned().collect();
+        bounds.sort_by(|a, b| (a.position.order(), a.time).cmp(&(b.position.order(), b.time)));
+        // Of signs of life the place alone counts.
+        bounds.dedup_by(|later, earlier| later.position == earlier.position);
+        let Some(at) = self.engine.came_by(&self.cluster, &bounds).await? else { return Ok(None) };
+        match self.open_log(Some(&at), synchronous).await? {
+            LogStart::Continues { .. } => Ok(Some(Branch { epoch: place.epoch, stream: place.stream.clone(), at })),
+            LogStart::Lost { cause } | LogStart::Left { cause } => {
+                tracing::warn!("what is stored up to {at} is no past of the new history: {cause}");
+                Ok(None)
+            }
+        }
+    }
+
     /// Begins an epoch, as what the server writes now has positions that are stored already, with something else. What was
     /// stored before stays, and can be restored.
-    async fn begins_anew(&self, cause: &str, place: &Place) -> Result<bool> {
-        let epoch = self.cluster.begin_epoch(EpochCause::Left(cause.to_owned())).await?.number;
+    async fn begins_anew(&self, cause: &str, branch: Option<Branch>, place: &Place) -> Result<bool> {
+        let past = branch.as_ref().map(|branch| format!("; its past is what is stored up to {}", branch.at));
+        let epoch = self.cluster.begin_epoch(EpochCause::Left(cause.to_owned()), branch).await?.number;
         if epoch != place.epoch {
-            tracing::error!(epoch, "a new history begins: {cause}");
+            tracing::error!(epoch, "a new history begins: {cause}{}", past.unwrap_or_default());
         }
         Ok(epoch != place.epoch)
     }
@@ -463,8 +496,10 @@ impl Agent {
 }
 
 /// Where the chain begins that goes on after `start`.
-fn chain_start(slices: &[StoredSlice], place: &Place, start: &Point) -> Point {
-    let history = History { slices: slices.to_vec(), ..History::default() };
+fn chain_start(history: &History, place: &Place, start: &Point) -> Point {
+    let mut slices = history.slices.clone();
+    slices.retain(|slice| slice.name.end.position.order() <= start.position.order());
+    let history = History { slices, epochs: history.epochs.clone(), ..History::default() };
     let chain = chains(&history).into_iter().find(|chain| {
         chain.stream == place.stream && chain.epoch == place.epoch && chain.end.position == start.position
     });
@@ -541,8 +576,10 @@ impl Snapshots {
     }
 
     async fn has_base(&self) -> Result<bool> {
-        let snapshots = self.agent.cluster.list_snapshots().await?.records;
-        Ok(snapshots.iter().filter(|s| s.epoch == self.epoch && s.namespaces.is_empty()).any(|snapshot| {
+        let (snapshots, epochs) =
+            futures::try_join!(self.agent.cluster.list_snapshots(), self.agent.cluster.list_epochs())?;
+        let stored = History { snapshots: snapshots.records, epochs: epochs.records, ..History::default() };
+        Ok(stored.snapshots_of(self.epoch).filter(|s| s.namespaces.is_empty()).any(|snapshot| {
             snapshot.streams.values().all(|part| part.last.position.order() >= self.chain_start.position.order())
         }))
     }

@@ -243,7 +243,8 @@ async fn store(
             Ok(written) => {
                 standing.stored(&name.end);
                 let slice = StoredSlice { stream, epoch, name, stored_bytes: written.stored_bytes };
-                if let Some(old) = replaces.filter(|old| *old != slice)
+                // Where another agent captures by now, the past of its epoch may end with the old one.
+                if let Some(old) = replaces.filter(|old| *old != slice && !lease.lost().is_cancelled())
                     && let Err(error) = cluster.delete_slice(&old).await
                 {
                     tracing::info!(%error, "a replaced slice stays behind until the next merge");

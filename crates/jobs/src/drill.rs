@@ -84,7 +84,8 @@ async fn try_and_tell(
     cancel: &CancellationToken,
 ) -> Result<Drilled> {
     let started_at = Timestamp::now();
-    let planned = Planned::of(cluster, &history(cluster).await?, &request.target, request.base.as_deref()).await?;
+    let planned =
+        Planned::of(cluster, &history(cluster).await?, None, &request.target, request.base.as_deref()).await?;
     let restore_point = planned.restore_point();
     let Planned { target, plan, .. } = planned;
     progress.step("starting a server to restore into", None);

@@ -38,7 +38,7 @@ pub use metrics::Metrics;
 pub use operation::{OPERATION_LEASE, cancel_backup};
 pub use overview::{Captured, Overview, history, overview};
 pub use place::{find_cluster, register};
-pub use planned::Planned;
+pub use planned::{Planned, history_meant};
 pub use removal::{propose_removal, remove};
 pub use replay::{Replay, propose_replay, replay};
 pub use restore::{Finished, Proposal, RestoreRequest, propose, restore};

@@ -41,7 +41,7 @@ pub struct Overview {
 impl Overview {
     /// The end of what is stored of the present epoch's log.
     pub fn captured_until(&self) -> Option<&Point> {
-        let slices = self.history.slices.iter().filter(|slice| slice.epoch == self.epoch);
+        let slices = self.history.slices_of(self.epoch);
         slices.map(|slice| &slice.name.end).max_by_key(|point| (point.position.order(), point.time))
     }
 }

@@ -9,6 +9,15 @@ use crate::agent::CAPTURE_LEASE;
 use crate::overview::history;
 use crate::{JobError, Result};
 
+/// What is stored, up to the epoch that is meant where one is.
+pub async fn history_meant(source: &ClusterRepository, epoch: Option<u64>) -> Result<History> {
+    let all = history(source).await?;
+    Ok(match epoch {
+        Some(epoch) => all.until_epoch(epoch),
+        None => all,
+    })
+}
+
 /// A restore point, and what is read for it.
 #[derive(Clone, Debug)]
 pub struct Planned {
@@ -21,23 +30,37 @@ pub struct Planned {
 }
 
 impl Planned {
-    /// Plans for `target`, from the snapshot `base` if one is named. `stored` is what there is of `source`; where that ends before, it
-    /// is looked at again.
-    pub async fn of(source: &ClusterRepository, stored: &History, target: &Target, base: Option<&str>) -> Result<Self> {
+    /// Plans for `target`, from the snapshot `base` if one is named. `stored` is what there is of `source`, up to the epoch that is meant
+    /// where one is; where that ends before, it is looked at again.
+    pub async fn of(
+        source: &ClusterRepository,
+        stored: &History,
+        epoch: Option<u64>,
+        target: &Target,
+        base: Option<&str>,
+    ) -> Result<Self> {
         match plan(stored, target, base, Timestamp::now()) {
             Ok(plan) => Ok(Self { target: target.clone(), clamped: None, plan }),
-            Err(Refusal::AfterEnd { .. }) => Self::at_the_end(source, target, base).await,
+            Err(Refusal::AfterEnd { .. }) => Self::at_the_end(source, epoch, target, base).await,
             Err(refusal) => Err(refusal.into()),
         }
     }
 
     /// Plans what seems to be later than all that is stored. Where an agent is about to store it, it is refused: nobody is to get less than
     /// what waiting gives. Where none is, and nothing is known to have come after it, the end of what is stored is what there is.
-    async fn at_the_end(source: &ClusterRepository, target: &Target, base: Option<&str>) -> Result<Self> {
+    async fn at_the_end(
+        source: &ClusterRepository,
+        epoch: Option<u64>,
+        target: &Target,
+        base: Option<&str>,
+    ) -> Result<Self> {
         let capture = source.lease_state(CAPTURE_LEASE).await?;
-        let capture = capture.filter(|lease| source.lease_is_live(CAPTURE_LEASE, lease));
+        // A history that was left comes to no more.
+        let present = source.current_epoch().await?;
+        let is_present = epoch.is_none_or(|epoch| epoch >= present);
+        let capture = capture.filter(|lease| is_present && source.lease_is_live(CAPTURE_LEASE, lease));
         // An agent that has just ended may have stored more since: listed only now, it is all there.
-        let (history, now) = (history(source).await?, Timestamp::now());
+        let (history, now) = (history_meant(source, epoch).await?, Timestamp::now());
         let refusal = match plan(&history, target, base, now) {
             Ok(plan) => return Ok(Self { target: target.clone(), clamped: None, plan }),
             Err(refusal) => refusal,

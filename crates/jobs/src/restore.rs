@@ -25,7 +25,7 @@ use crate::backup::new_name;
 use crate::journal::{RESULT, job};
 use crate::operation::Exclusive;
 use crate::overview::{history, warn_of_damage};
-use crate::planned::{Planned, restore_point};
+use crate::planned::{Planned, history_meant, restore_point};
 use crate::{JobError, Result};
 
 /// MiB of folded log in memory where the settings say nothing.
@@ -42,6 +42,8 @@ pub struct RestoreRequest {
     pub target: Target,
     /// The base snapshot to use; none for the best one.
     pub base: Option<String>,
+    /// The history that is meant: that of this epoch, as if no later one had begun; none for all there is.
+    pub epoch: Option<u64>,
     /// Which namespaces, under which name.
     pub selection: Selection,
     /// Where to.
@@ -61,6 +63,7 @@ impl RestoreRequest {
         Self {
             target,
             base: None,
+            epoch: None,
             selection: Selection::default(),
             destination: Destination::Connected,
             parallel: None,
@@ -118,10 +121,10 @@ pub async fn propose(
     mut request: RestoreRequest,
 ) -> Result<Proposal> {
     engine.accept(&request.destination)?;
-    let stored = history(source).await?;
+    let stored = history_meant(source, request.epoch).await?;
     warn_of_damage(&stored);
     let Planned { target, clamped, plan } =
-        Planned::of(source, &stored, &request.target, request.base.as_deref()).await?;
+        Planned::of(source, &stored, request.epoch, &request.target, request.base.as_deref()).await?;
     request.target = target;
     require_open(source, &plan).await?;
     let preview = engine.prepare_restore(source, &plan, &request.selection, &request.destination).await?;
@@ -199,7 +202,7 @@ impl Gate for Recorder {
         let mut epoch = None;
         if let Some(target) = self.target.as_ref().filter(|_| self.begins_epoch) {
             let id = self.record.lock().await.id.clone();
-            epoch = Some(target.begin_epoch(EpochCause::Restore(id)).await?.number);
+            epoch = Some(target.begin_epoch(EpochCause::Restore(id), None).await?.number);
         }
         let changed = self.change(|record| {
             record.touched = self.keeps.is_none();
@@ -448,7 +451,8 @@ pub(crate) async fn run_planned(
     for _ in 0..REPLANS {
         match engine.restore(job, &current, &request.selection, &request.destination, preview, options).await {
             Err(error) if is_missing(&error) && !crossed.load(Ordering::Relaxed) => {
-                let history = history(&job.cluster).await?;
+                // In a later one the same time may be another moment.
+                let history = history_meant(&job.cluster, Some(current.epoch)).await?;
                 let again = plan(&history, &request.target, Some(&current.base.id), Timestamp::now())?;
                 if again == current {
                     return Err(error.into());

@@ -44,6 +44,8 @@ struct Counting {
     kept: Mutex<Vec<bool>>,
     /// Whether it has left the history that is stored.
     left: AtomicBool,
+    /// Up to where it has that history all the same; 0 where that is not known.
+    common: AtomicU64,
     stored: Arc<Mutex<Vec<Point>>>,
     /// Whether backups were held up while it restored.
     was_alone: Mutex<Option<bool>>,
@@ -215,6 +217,11 @@ impl Engine for Counting {
 
     async fn describe(&self, _: &ClusterRepository, _: &SnapshotManifest) -> Outcome<Vec<Content>> {
         Ok(Vec::new())
+    }
+
+    async fn came_by(&self, _: &ClusterRepository, stored: &[Point]) -> Outcome<Option<Point>> {
+        let common = self.common.load(Ordering::SeqCst);
+        Ok(stored.iter().rev().find(|point| number(point) <= common).cloned())
     }
 
     async fn open_log(&self, request: &LogRequest<'_>) -> Outcome<LogStart> {
@@ -402,18 +409,7 @@ async fn a_server_that_comes_by_stored_positions_again_begins_a_new_history() ->
     let (_, cluster) = protected(&*engine, folder.path()).await?;
     for epoch in 1..=2 {
         counting.left.store(epoch == 2, Ordering::SeqCst);
-        let tuning =
-            Tuning { poll: Duration::from_millis(100), snapshot_pause: Duration::from_secs(1), ..Tuning::default() };
-        let (agent, cancel) = (Agent::new(engine.clone(), cluster.clone()).tuned(tuning), CancellationToken::new());
-        let token = cancel.clone();
-        let running = tokio::spawn(async move { agent.run(token).await });
-        until("everything is captured, and rests on a snapshot", async || {
-            let ranges = overview(&cluster).await?.timeline.ranges;
-            Ok(ranges.iter().any(|range| range.epoch == epoch && range.end == point(END)))
-        })
-        .await?;
-        cancel.cancel();
-        running.await??;
+        capture_all(&engine, &cluster, epoch).await?;
     }
     let history = history(&cluster).await?;
     let causes: Vec<_> = history.epochs.iter().map(|epoch| (epoch.number, epoch.cause.clone())).collect();
@@ -421,5 +417,59 @@ async fn a_server_that_comes_by_stored_positions_again_begins_a_new_history() ->
     ensure!(history.gaps.is_empty(), "{:?}", history.gaps);
     let gaps = overview(&cluster).await?.timeline.gaps;
     ensure!(gaps.iter().any(|gap| gap.epoch == 2 && gap.cause == "it was left" && gap.explained), "{gaps:?}");
+    Ok(())
+}
+
+/// Captures the log of an epoch to its end, until it rests on a snapshot.
+async fn capture_all(engine: &Arc<dyn Engine>, cluster: &ClusterRepository, epoch: u64) -> Result<()> {
+    let tuning =
+        Tuning { poll: Duration::from_millis(100), snapshot_pause: Duration::from_secs(1), ..Tuning::default() };
+    let (agent, cancel) = (Agent::new(engine.clone(), cluster.clone()).tuned(tuning), CancellationToken::new());
+    let token = cancel.clone();
+    let running = tokio::spawn(async move { agent.run(token).await });
+    until("everything is captured, and rests on a snapshot", async || {
+        let ranges = overview(cluster).await?.timeline.ranges;
+        Ok(ranges.iter().any(|range| range.epoch == epoch && range.end == point(END)))
+    })
+    .await?;
+    cancel.cancel();
+    running.await?.map_err(Into::into)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_branches_off_rests_on_the_snapshot_before_that() -> Result<()> {
+    // Amid the log, and where no slice ends any more.
+    for common in [SWITCH, BEGIN] {
+        let folder = tempfile::tempdir()?;
+        let counting = Arc::new(Counting { at: Arc::new(AtomicU64::new(BEGIN)), ..Counting::default() });
+        let engine: Arc<dyn Engine> = counting.clone();
+        let (_, cluster) = protected(&*engine, folder.path()).await?;
+        capture_all(&engine, &cluster, 1).await?;
+        let before = cluster.slices().await?;
+        counting.left.store(true, Ordering::SeqCst);
+        counting.common.store(common, Ordering::SeqCst);
+        capture_all(&engine, &cluster, 2).await?;
+
+        let history = history(&cluster).await?;
+        let branch = history.epochs[0].branch.clone().expect("it branches off");
+        let bounds = before.iter().flat_map(|slice| [&slice.name.start, &slice.name.end]).map(number);
+        ensure!(Some(number(&branch.at)) == bounds.filter(|bound| *bound <= common).max(), "{branch:?}");
+        ensure!((branch.epoch, branch.stream.as_str()) == (1, "diary"));
+        ensure!(history.snapshots.len() == 1, "another one was taken");
+        let own = history.slices.iter().filter(|slice| slice.epoch == 2).map(|slice| number(&slice.name.start)).min();
+        ensure!(own == Some(number(&branch.at)), "{own:?}");
+        let timeline = overview(&cluster).await?.timeline;
+        ensure!(timeline.gaps.is_empty() && timeline.unbacked.is_empty(), "{timeline:?}");
+        let whole = timeline.ranges.last().filter(|range| (&range.start, &range.end) == (&point(BEGIN), &point(END)));
+        ensure!(whole.is_some_and(|range| range.epoch == 2), "{timeline:?}");
+        let left = timeline.ranges.first().filter(|range| range.start == branch.at && range.epoch == 1);
+        ensure!(left.is_some_and(|range| range.left_behind.as_deref() == Some("it was left")), "{timeline:?}");
+        // Nothing that was stored before was touched.
+        let after = cluster.slices().await?;
+        ensure!(before.iter().all(|slice| after.contains(slice)));
+        let (progress, never) = (Progress::default(), CancellationToken::new());
+        let verified = verify(&engine, &cluster, None, &progress, &never).await?;
+        ensure!(verified.findings.is_empty(), "{:?}", verified.findings);
+    }
     Ok(())
 }

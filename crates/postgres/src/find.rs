@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use futures::{StreamExt as _, stream};
-use hindsight_catalog::{History, Target};
+use hindsight_catalog::{History, Target, plan};
 use hindsight_engine::{EngineError, FailureKind, Result, Spoken};
-use hindsight_format::{StoredSlice, format_time};
+use hindsight_format::{Ancestry, StoredSlice, format_time};
 use hindsight_repository::{ClusterRepository, ObjectReader};
+use jiff::Timestamp;
 
 use crate::base::StoredBase;
 use crate::feed::feed;
@@ -103,7 +104,7 @@ impl Slice {
 struct At {
     epoch: u64,
     lsn: Lsn,
-    time: jiff::Timestamp,
+    time: Timestamp,
 }
 
 impl At {
@@ -181,7 +182,7 @@ impl Log<'_> {
                 let wanted = name.to_owned();
                 let is = move |what: &What| matches!(what, What::RestorePoint { name, .. } if *name == wanted);
                 if let Some(at) = self.last_in(&slice, reader, is).await? {
-                    return self.reached(at, &format!("the restore point {name:?}"));
+                    return self.reached(at, &slice.stored, &format!("the restore point {name:?}"));
                 }
             }
             known.extend(names);
@@ -200,13 +201,17 @@ impl Log<'_> {
 
     async fn transaction(&self, xid: Xid) -> Result<Target> {
         let looked = stream::iter(self.slices.clone()).map(|slice| async move {
-            let reader = self.source.slice_reader(&slice.stored).await?;
-            self.last_in(&slice, reader, move |what| what.transaction() == Some(xid)).await
+            let found = async {
+                let reader = self.source.slice_reader(&slice.stored).await?;
+                self.last_in(&slice, reader, move |what| what.transaction() == Some(xid)).await
+            };
+            let found = found.await;
+            (slice, found)
         });
         let (mut looked, mut damage) = (looked.buffered(READ), None);
-        while let Some(found) = looked.next().await {
+        while let Some((slice, found)) = looked.next().await {
             if let Some(at) = past_damage(found, &mut damage)?.flatten() {
-                return self.reached(at, &format!("the end of transaction {xid}"));
+                return self.reached(at, &slice.stored, &format!("the end of transaction {xid}"));
             }
         }
         if let Some(damage) = damage {
@@ -259,25 +264,26 @@ impl Log<'_> {
         base.expect(slice.timeline).ok_or_else(|| crate::restore::log::unknown_version(&base))
     }
 
-    /// Positions do not tell epochs apart: where a later one has the same position, that is where a restore would lead.
-    fn reached(&self, at: At, what: &str) -> Result<Target> {
-        let later = self.slices.iter().any(|slice| slice.stored.epoch > at.epoch && slice.holds(at.lsn));
-        if !later {
+    /// Positions do not tell epochs apart: where a later one that does not come from there has the same position, that is where a
+    /// restore would lead.
+    fn reached(&self, at: At, slice: &StoredSlice, what: &str) -> Result<Target> {
+        let ancestry = Ancestry::new(&self.history.epochs);
+        let epoch = ancestry.epochs_of(slice).max().unwrap_or(at.epoch);
+        let holding = self.slices.iter().filter(|other| other.holds(at.lsn));
+        let newest = holding.flat_map(|other| ancestry.epochs_of(&other.stored)).max();
+        if newest <= Some(epoch) {
             return Ok(at.target());
         }
-        let bases = self.history.snapshots.iter().filter(|snapshot| snapshot.epoch == at.epoch);
-        let leads = |part: &hindsight_format::StreamPart| part.last.position.order() <= order(at.lsn).as_str();
-        let base = bases.filter(|base| base.streams.values().all(leads)).max_by_key(|base| base.finished_at);
-        let hint = match base {
-            Some(base) => format!("name both: --time {} --base-snapshot {}", at.lsn, base.id),
-            None => "no snapshot leads there".to_owned(),
+        let then = self.history.clone().until_epoch(epoch);
+        let hint = match plan(&then, &at.target(), None, Timestamp::now()) {
+            Ok(_) => format!("name both: --time {} --epoch {epoch}", at.lsn),
+            Err(refusal) => format!("no snapshot leads there: {refusal}"),
         };
         Err(refused(
             format!(
-                "{what} (at {}, {}) lies in an older history of this cluster, epoch {}",
+                "{what} (at {}, {}) lies in an older history of this cluster, epoch {epoch}",
                 at.lsn,
                 format_time(at.time),
-                at.epoch
             ),
             hint,
         ))

@@ -154,6 +154,10 @@ impl Engine for PostgresEngine {
         synchronous::look(&self.address()?, cluster).await
     }
 
+    async fn came_by(&self, cluster: &ClusterRepository, stored: &[Point]) -> Result<Option<Point>> {
+        follow::came_by(&self.address()?, cluster, stored).await
+    }
+
     async fn open_log(&self, request: &LogRequest<'_>) -> Result<LogStart> {
         follow::open(&self.address()?, request).await
     }

@@ -1,6 +1,8 @@
 //! The captured history of a cluster: slices, epochs and gaps.
 
-use hindsight_format::{EpochCause, EpochRecord, GapRecord, ObjectKind, SliceName, StoredGap, StoredSlice, check_name};
+use hindsight_format::{
+    Ancestry, Branch, EpochCause, EpochRecord, GapRecord, ObjectKind, SliceName, StoredGap, StoredSlice, check_name,
+};
 use jiff::Timestamp;
 
 use crate::cluster::{ClusterRepository, Listed};
@@ -38,6 +40,17 @@ impl ClusterRepository {
             None => store.list(&folder).await?,
         };
         Ok(self.sort_slices(entries).slices)
+    }
+
+    /// The slices of a stream that count for an epoch: its own, and of those that it branches off what lies before that.
+    pub async fn slices_of(&self, stream: &str, epoch: u64) -> Result<Vec<StoredSlice>> {
+        let mut slices = self.slices_from(stream, epoch, None).await?;
+        let epochs = self.list_epochs().await?.records;
+        for part in Ancestry::new(&epochs).of(epoch).iter().filter(|part| part.stream == stream) {
+            let older = self.slices_from(stream, part.epoch, None).await?;
+            slices.extend(older.into_iter().filter(|slice| part.has_slice(slice)));
+        }
+        Ok(slices)
     }
 
     fn sort_slices(&self, entries: Vec<Entry>) -> SliceListing {
@@ -143,20 +156,21 @@ impl ClusterRepository {
         Ok(self.numbers(&self.keys().epochs(), |number| self.keys().epoch(number)).await?.last().copied().unwrap_or(1))
     }
 
-    /// Begins the next epoch. When the newest one has the same cause it is that one: whoever does
-    /// the same work again after a crash begins no second epoch. (Where its record cannot be read it may
+    /// Begins the next epoch, which may branch off an older one. When the newest one has the same cause, and branches off there too,
+    /// it is that one: whoever does the same work again after a crash begins no second epoch. (Where its record cannot be read it may
     /// have been the same: an epoch that nothing was captured in does no harm.)
-    pub async fn begin_epoch(&self, cause: EpochCause) -> Result<EpochRecord> {
+    pub async fn begin_epoch(&self, cause: EpochCause, branch: Option<Branch>) -> Result<EpochRecord> {
         loop {
             let newest = self.current_epoch().await?;
             let known = self.repository().read_each::<EpochRecord>(vec![self.keys().epoch(newest)]).await?.pop();
             if let Some((_, Ok(same))) = known
-                && same.cause == cause
+                && (&same.cause, &same.branch) == (&cause, &branch)
                 && same.number == newest
             {
                 return Ok(same);
             }
-            let record = EpochRecord { number: newest + 1, started_at: Timestamp::now(), cause: cause.clone() };
+            let (cause, branch) = (cause.clone(), branch.clone());
+            let record = EpochRecord { number: newest + 1, started_at: Timestamp::now(), cause, branch };
             if self.repository().create_record(&self.keys().epoch(record.number), &record).await? {
                 return Ok(record);
             }

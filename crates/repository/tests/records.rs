@@ -184,12 +184,16 @@ async fn epochs_follow_one_another() {
     let (_folder, cluster) = cluster().await;
     assert_eq!(cluster.current_epoch().await.unwrap(), 1);
     let cause = |id: usize| EpochCause::Restore(format!("r{id}"));
-    let begun = futures::future::join_all((0..5).map(|id| cluster.begin_epoch(cause(id)))).await;
+    let begun = futures::future::join_all((0..5).map(|id| cluster.begin_epoch(cause(id), None))).await;
     let mut numbers: Vec<_> = begun.into_iter().map(|record| record.unwrap().number).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, [2, 3, 4, 5, 6]);
     let last = cluster.epochs().await.unwrap().pop().unwrap();
-    assert_eq!(cluster.begin_epoch(last.cause.clone()).await.unwrap(), last, "the same work begins no second epoch");
+    assert_eq!(
+        cluster.begin_epoch(last.cause.clone(), None).await.unwrap(),
+        last,
+        "the same work begins no second epoch"
+    );
     assert_eq!(cluster.current_epoch().await.unwrap(), 6);
 }
 

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use hindsight_catalog::{Chain, Gap, History, Nearest, Range, RestorePlan};
 use hindsight_format::{
-    EpochCause, EpochRecord, FORMAT_VERSION, GapRecord, Point, Position, SliceName, SnapshotKind, SnapshotManifest,
-    SnapshotSource, SnapshotTotals, StoredGap, StoredSlice, StreamPart,
+    Branch, EpochCause, EpochRecord, FORMAT_VERSION, GapRecord, Point, Position, SliceName, SnapshotKind,
+    SnapshotManifest, SnapshotSource, SnapshotTotals, StoredGap, StoredSlice, StreamPart,
 };
 use jiff::Timestamp;
 
@@ -123,7 +123,14 @@ pub fn history(snapshots: Vec<SnapshotManifest>, slices: Vec<StoredSlice>) -> Hi
 }
 
 pub fn restored(number: u64, name: &str, second: i64) -> EpochRecord {
-    EpochRecord { number, started_at: at(second), cause: EpochCause::Restore(name.into()) }
+    EpochRecord { number, started_at: at(second), cause: EpochCause::Restore(name.into()), branch: None }
+}
+
+/// The epoch `number` branches off `epoch` at `at`.
+pub fn branched(number: u64, epoch: u64, at: Point) -> EpochRecord {
+    let cause = EpochCause::Left(format!("left {epoch}"));
+    let started_at = at.time;
+    EpochRecord { number, started_at, cause, branch: Some(Branch { epoch, stream: "rs0".into(), at }) }
 }
 
 pub fn gap(start: i64, end: i64, cause: &str) -> StoredGap {

@@ -49,7 +49,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let repository = context.unlocked(&repository).await?;
     let source = to_restore(context, &repository, &connected.probe.identity).await?;
     let planning = async {
-        let (from, to) = (from.find(&*engine, &source).await?, to.find(&*engine, &source).await?);
+        let (from, to) = (from.find(&*engine, &source, None).await?, to.find(&*engine, &source, None).await?);
         Ok::<_, Failure>(propose_replay(&*engine, &repository, &source, &from, &to).await?)
     };
     let plan = context.unless_stopped(planning).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hindsight_catalog::{Target, parse_time};
 use hindsight_engine::{Destination, Directory, Engine, Progress, Selection, Spoken, Words};
 use hindsight_format::{OperationKind, RestoreRecord, RestoreState};
-use hindsight_jobs::{Finished, Proposal, RestoreRequest, history, propose, restore};
+use hindsight_jobs::{Finished, Proposal, RestoreRequest, history_meant, propose, restore};
 use hindsight_repository::ClusterRepository;
 use jiff::Timestamp;
 
@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// The snapshot to begin with [default: the newest that leads to the restore point]
     #[arg(long, value_name = "NAME")]
     base_snapshot: Option<String>,
+    /// The history to restore from, as if no later epoch had begun: for what the server left behind in a failover
+    #[arg(long, value_name = "N", requires = "time", value_parser = clap::value_parser!(u64).range(1..))]
+    epoch: Option<u64>,
     /// Only these: db.collection, or db.* for a whole database
     #[arg(long, value_name = "NS,..", value_delimiter = ',')]
     ns: Vec<String>,
@@ -114,10 +117,15 @@ impl Point {
     }
 
     /// Which it is in the history of `source`.
-    pub(super) async fn find(&self, engine: &dyn Engine, source: &ClusterRepository) -> Result<Target, Failure> {
+    pub(super) async fn find(
+        &self,
+        engine: &dyn Engine,
+        source: &ClusterRepository,
+        epoch: Option<u64>,
+    ) -> Result<Target, Failure> {
         match &self.spoken {
             Spoken::Target(target) => Ok(target.clone()),
-            Spoken::ToFind(text) => Ok(engine.find(source, &history(source).await?, text).await?),
+            Spoken::ToFind(text) => Ok(engine.find(source, &history_meant(source, epoch).await?, text).await?),
         }
     }
 }
@@ -129,8 +137,9 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         Some(path) => args.offline(path, context).await?,
     };
     let request = RestoreRequest {
-        target: context.unless_stopped(point.find(&*engine, &source)).await?,
+        target: context.unless_stopped(point.find(&*engine, &source, args.epoch)).await?,
         base: args.base_snapshot.clone(),
+        epoch: args.epoch,
         selection,
         destination,
         parallel: args.num_insertion_workers_per_collection,

@@ -77,7 +77,7 @@ impl Args {
     /// What a drill restores.
     async fn target(&self, engine: &dyn Engine, cluster: &ClusterRepository) -> Result<Target, Failure> {
         match (&self.time, &self.name) {
-            (Some(time), _) => parse_point(time, engine)?.find(engine, cluster).await,
+            (Some(time), _) => parse_point(time, engine)?.find(engine, cluster, None).await,
             (None, Some(name)) => Ok(Target::Snapshot(name.clone())),
             (None, None) => Ok(Target::Latest),
         }

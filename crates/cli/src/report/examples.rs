@@ -173,6 +173,7 @@ pub(super) fn eventful() -> Overview {
         },
     });
     history.epochs.push(EpochRecord {
+        branch: None,
         number: 2,
         started_at: time("2021-02-10T06:30:00Z"),
         cause: EpochCause::Restore("2021-02-10T06:29:00Z".to_owned()),

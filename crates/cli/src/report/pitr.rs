@@ -58,6 +58,9 @@ struct Stretch {
     epoch: u64,
     /// Base snapshots, oldest first.
     bases: Vec<String>,
+    /// Why the server left this behind, and went on in another way: `restore --epoch` leads there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_behind: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -207,12 +210,20 @@ type Place = (u64, Timestamp, String, u8);
 
 fn ordered_range(range: &Range, several_epochs: bool) -> Option<(Place, String)> {
     let (from, to) = range.from.zip(range.to)?;
+    let place = (range.epoch, range.start.time, range.start.position.order().to_owned(), 1);
+    if let Some(cause) = &range.left_behind {
+        let about = format!("{}, --epoch {}", text::between(from, to), range.epoch);
+        return Some((
+            place,
+            format!("    left behind {} - {} ({about}): {cause}\n", format_time(from), format_time(to)),
+        ));
+    }
     let mut about = format!("{}, {}", text::between(from, to), text::things(range.bases.len() as u64, "base", "bases"));
     if several_epochs {
         about.push_str(&format!(", epoch {}", range.epoch));
     }
     let line = format!("  {} - {}  ({about})\n", format_time(from), format_time(to));
-    Some(((range.epoch, range.start.time, range.start.position.order().to_owned(), 1), line))
+    Some((place, line))
 }
 
 fn ordered_gap(gap: &Gap) -> (Place, String) {
@@ -230,12 +241,13 @@ fn ordered_gap(gap: &Gap) -> (Place, String) {
 impl Stretch {
     fn of(range: &Range) -> Option<Self> {
         let (from, to) = range.from.zip(range.to)?;
-        Some(Self::new(from, to, range.epoch, range.bases.clone()))
+        let left_behind = range.left_behind.clone();
+        Some(Self { left_behind, ..Self::new(from, to, range.epoch, range.bases.clone()) })
     }
 
     fn new(from: Timestamp, to: Timestamp, epoch: u64, bases: Vec<String>) -> Self {
         let range = Seconds { start: from.as_second(), end: to.as_second() };
-        Self { range, from: format_time(from), to: format_time(to), epoch, bases }
+        Self { range, from: format_time(from), to: format_time(to), epoch, bases, left_behind: None }
     }
 }
 
@@ -308,7 +320,7 @@ fn warnings(overview: &Overview, capture: &Capture, now: Timestamp, program: &st
         return warnings;
     }
     let restoring = overview.operation.as_ref().filter(|lease| is_restore(lease));
-    let based = overview.history.snapshots.iter().any(|s| s.epoch == overview.epoch && s.namespaces.is_empty());
+    let based = overview.history.snapshots_of(overview.epoch).any(|snapshot| snapshot.namespaces.is_empty());
     if let (false, Some(restore)) = (capture.running, restoring) {
         warnings.push(format!("capture waits for the restore {} to end", restore.operation.id));
     } else if !capture.running && warnings.is_empty() {

@@ -1,6 +1,6 @@
 //! What is deleted, what stays, and what cannot be restored afterwards.
 
-use hindsight_catalog::{KeptLog, Need, Removal};
+use hindsight_catalog::{Holder, KeptLog, Need, Removal};
 use hindsight_format::{SnapshotManifest, StoredSlice, UnfinishedSnapshot, format_time};
 use serde::Serialize;
 
@@ -153,6 +153,9 @@ fn kept_snapshot(name: &str, need: &Need) -> Kept {
             children => format!("{} build upon it", children.join(", ")),
         },
         Need::Unreadable => "it cannot be read; delete it by its name".to_owned(),
+        Need::UnreadEpoch(epoch) => {
+            format!("the record of epoch {epoch} cannot be read, which may rest on it; delete it by its name")
+        }
         Need::Restores { from, to } if from >= to => format!("restoring to {} needs it", format_time(*to)),
         Need::Restores { from, to } => {
             format!("restoring to {} - {} needs it", format_time(*from), format_time(*to))
@@ -169,9 +172,10 @@ fn kept_log(log: &KeptLog) -> Kept {
         text::things(log.slices, "slice", "slices"),
         text::bytes(log.stored_bytes)
     );
-    let why = match log.known {
-        true => format!("it leads on from snapshot {}", log.snapshot),
-        false => format!("snapshot {} cannot be read, and may need it", log.snapshot),
+    let why = match &log.holder {
+        Holder::Snapshot(name) => format!("it leads on from snapshot {name}"),
+        Holder::UnreadSnapshot(name) => format!("snapshot {name} cannot be read, and may need it"),
+        Holder::UnreadEpoch(epoch) => format!("the record of epoch {epoch} cannot be read, which may rest on it"),
     };
     Kept { what, why }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod away;
+mod branches;
 mod crash;
 mod damage;
 mod disks;

@@ -1,7 +1,7 @@
 //! What damage means: which snapshots and moments cannot be restored.
 
 use hindsight_catalog::{History, Loss, Timeline, losses, timeline};
-use hindsight_format::{StoredSlice, format_time};
+use hindsight_format::{Ancestry, StoredSlice, format_time};
 
 use super::finding::{About, Finding, Level};
 
@@ -56,7 +56,8 @@ fn slice(slice: &StoredSlice, history: &History, before: &Timeline) -> String {
         return format!("cannot be restored: {}", spans(&gone));
     }
     let (start, end) = (&slice.name.start, &slice.name.end);
-    let covered = before.ranges.iter().filter(|range| range.epoch == slice.epoch).any(|range| {
+    let epochs: Vec<u64> = Ancestry::new(&history.epochs).epochs_of(slice).collect();
+    let covered = before.ranges.iter().filter(|range| epochs.contains(&range.epoch)).any(|range| {
         range.streams.iter().any(|part| {
             part.stream == slice.stream
                 && part.start.position.order() < end.position.order()

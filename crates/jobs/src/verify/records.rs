@@ -171,7 +171,10 @@ fn finding(key: &str, place: &Place, newest: bool, why: String) -> Finding {
             (Level::Damage, About::Itself, means.to_owned())
         }
         Place::Epoch(number) => {
-            let means = format!("why epoch {number} began is not known; what is stored of it can be restored");
+            let means = format!(
+                "why epoch {number} began is not known, nor what of older ones is its past: moments that only such a base \
+                 leads to cannot be restored, and nothing older is deleted for its age, until the record is put right"
+            );
             (Level::Damage, About::Itself, means)
         }
         Place::Restore(id) => {

@@ -130,7 +130,8 @@ impl Survey {
         for number in (2..=last).filter(|number| !on_record.contains(number)) {
             let missing = Finding::damage(self.cluster.keys().epoch(number), "it is missing", About::Itself);
             self.findings.push(missing.means(format!(
-                "why the history of epoch {number} began is not known; what is stored of it can be restored. Do not \
+                "why the history of epoch {number} began is not known, nor whether an older one is its past; what rests on a base of \
+                 its own can be restored. Do not delete anything older, nor \
                  capture before the record is put right: its number could be given again"
             )));
         }

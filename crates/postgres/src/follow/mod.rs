@@ -35,7 +35,7 @@ use crate::wire::{Connection, Replication, TimelineEnd};
 use crate::{Address, Lsn, of_point, point};
 
 use keeper::Keeper;
-pub use open::{Reserved, open};
+pub use open::{Reserved, came_by, open};
 use pump::{PATIENCE, Piece, Pump, Says};
 
 /// How long to wait for news before there are none.

@@ -57,6 +57,34 @@ pub async fn open(address: &Address, request: &LogRequest<'_>) -> Result<LogStar
     }
 }
 
+/// Of points of a stored history that the leader has left, in their order, the last one that it has come by before it did. Timelines
+/// tell; where they do not, as it was set back, only a point of which the bytes are stored, which [`open`] compares then.
+///
+/// # Errors
+/// The server cannot be reached or refuses, or is not the one that is captured.
+pub async fn came_by(address: &Address, cluster: &ClusterRepository, stored: &[Point]) -> Result<Option<Point>> {
+    let followed = members::leader(address).await?.address;
+    let mut connection = Connection::connect(&followed, Replication::Physical).await?;
+    let site = Site::of(&followed, &mut connection).await?;
+    connection.close().await;
+    site.must_be_captured(cluster).await?;
+    let Some((end, before)) = stored.split_last() else { return Ok(None) };
+    let mut last = None;
+    for point in before {
+        let (at, timeline) = of_point(point).map_err(no_point)?;
+        if at > site.system.flushed || site.left_before(at, timeline).is_some() {
+            break;
+        }
+        last = Some(point);
+    }
+    let Some(last) = last else { return Ok(None) };
+    // The next one tells why it is the last.
+    let next = stored.iter().find(|point| point.position.order() > last.position.order()).unwrap_or(end);
+    let (next, timeline) = of_point(next).map_err(no_point)?;
+    let told = site.left_before(next, timeline).is_some();
+    Ok((told || stored_end(cluster, last, site.expect).await?.is_some()).then(|| last.clone()))
+}
+
 /// The log of a server, kept from a moment on for one session: what a snapshot needs of it.
 #[derive(Debug)]
 pub struct Reserved {
@@ -425,7 +453,7 @@ async fn stored_end(cluster: &ClusterRepository, after: &Point, expect: Expect) 
     let expect = Expect { timeline, ..expect };
     let begins_segment = at.0.is_multiple_of(expect.segment_size.bytes().into());
     let epoch = cluster.current_epoch().await?;
-    let mut slices = cluster.slices_from(STREAM, epoch, None).await?;
+    let mut slices = cluster.slices_of(STREAM, epoch).await?;
     slices.retain(|slice| slice.name.end.position == after.position && !slice.name.is_sign_of_life());
     slices.retain(|slice| cluster.can_read(slice));
     let Some(slice) = slices.last() else { return Ok(None) };

@@ -78,7 +78,7 @@ impl StoredLog {
         let own = self.sources.iter().filter(|source| matches!(source, Source::Own(_)));
         let mut sources: Vec<Source> = own.cloned().collect();
         let (from, cut) = (order(self.segments.start()), order(self.segments.cut()));
-        let mut slices = self.cluster.slices_from(&self.stream, self.epoch, None).await?;
+        let mut slices = self.cluster.slices_of(&self.stream, self.epoch).await?;
         slices.retain(|slice| {
             let [start, end] = [&slice.name.start, &slice.name.end].map(|point| point.position.order());
             start < cut.as_str() && end > from.as_str()

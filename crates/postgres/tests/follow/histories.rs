@@ -7,7 +7,7 @@ use hindsight_postgres::{Lsn, point, slot};
 use hindsight_testkit::Postgres;
 
 use crate::captured::{Capture, check, compare, frames};
-use crate::{address, left, open, options, place, repository, soon, written};
+use crate::{address, came_by, left, open, options, place, repository, soon, written};
 
 async fn caught_up(standby: &Postgres, server: &Postgres) {
     let end = written(server).await;
@@ -78,12 +78,17 @@ async fn a_standby_is_captured_through_its_promotion() {
     assert!(written(&standby).await < place(&on_the_old).0);
     let cause = left(&standby, &cluster, &on_the_old).await;
     assert!(cause.contains(&format!("left timeline 1 at {switch}")), "{cause}");
+    let by_the_new = came_by(&standby, &cluster, &[&before, &at_switch, &on_the_old]).await;
+    assert_eq!(by_the_new, Some(at_switch.clone()));
     // One that may be behind is waited for.
     let on_the_new = point(before.time, Lsn(place(&on_the_old).0.0 + (1 << 20)), 2).unwrap();
     let Err(error) = open(&server, &cluster, Some(&on_the_new)).await else { panic!("it was opened") };
     assert!(error.what.contains("does not come from"), "{}", error.what);
     let cause = left(&server, &cluster, &last.name.end).await;
     assert!(cause.contains("is on timeline 1, which does not come from"), "{cause}");
+    let by_the_old = came_by(&server, &cluster, &[&before, &last.name.end]).await;
+    assert_eq!(by_the_old, Some(before.clone()));
+    assert_eq!(came_by(&server, &cluster, &[&last.name.end]).await, None);
     standby.pgbench(&["-c", "2", "-t", "6000", "-n"]).await.unwrap();
     assert!(written(&standby).await > place(&on_the_old).0);
     let cause = left(&standby, &cluster, &on_the_old).await;
@@ -127,6 +132,13 @@ async fn a_server_that_was_set_back_is_not_taken_for_the_same() {
     server.pgbench(&["-c", "1", "-t", "2000", "-n"]).await.unwrap();
     assert!(written(&server).await > place(&end).0);
     assert!(left(&server, &cluster, &end).await.contains("it was set back"));
+    // Timelines do not tell where: only what is stored counts, and is compared.
+    assert_eq!(came_by(&server, &cluster, &[&cluster_after, &end]).await, Some(cluster_after.clone()));
+    let [.., next_to_last, _] = ends.as_slice() else { panic!("one slice alone") };
+    assert_eq!(came_by(&server, &cluster, &[&cluster_after, next_to_last, &end]).await, Some(next_to_last.clone()));
+    assert!(left(&server, &cluster, next_to_last).await.contains("it was set back"));
+    let unknown = point(end.time, Lsn(place(&cluster_after).0.0 + 8), 1).unwrap();
+    assert_eq!(came_by(&server, &cluster, &[&cluster_after, &unknown, &end]).await, None);
     // What is stored from before the copy was made is still what it has.
     Capture::open(&server, &cluster, Some(&cluster_after)).await;
 }

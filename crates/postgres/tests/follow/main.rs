@@ -80,6 +80,12 @@ async fn left(server: &Postgres, cluster: &ClusterRepository, after: &Point) -> 
     }
 }
 
+/// Which of these points of what is stored the server has come by before it left, if it is known.
+async fn came_by(server: &Postgres, cluster: &ClusterRepository, stored: &[&Point]) -> Option<Point> {
+    let stored: Vec<_> = stored.iter().map(|point| (*point).clone()).collect();
+    soon(follow::came_by(&address(server), cluster, &stored)).await.unwrap()
+}
+
 /// Up to where the server has written its log.
 async fn written(server: &Postgres) -> Lsn {
     server.sql("SELECT pg_current_wal_flush_lsn()").await.unwrap().parse().unwrap()

@@ -68,7 +68,7 @@ async fn five_moments_by_time_position_and_name() {
     stored.begin_another(2, base.stop, 60 << 20).await;
     let refused = target(&stored, "name:two").await.unwrap_err();
     assert!(refused.what.contains("older history"), "{}", refused.what);
-    let hint = format!("--time {} --base-snapshot 2026-01-01T00:00:00Z", moments[1].2);
+    let hint = format!("--time {} --epoch 1", moments[1].2);
     assert!(refused.hint.as_ref().is_some_and(|found| found.ends_with(&hint)), "{:?}", refused.hint);
 }
 
