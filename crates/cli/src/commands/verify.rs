@@ -89,7 +89,7 @@ impl Args {
         if self.time.is_none() {
             return Ok(self.name.clone());
         }
-        let planned = Planned::of(cluster, &history(cluster).await?, target, self.name.as_deref()).await?;
+        let planned = Planned::of(cluster, &history(cluster).await?, None, target, self.name.as_deref()).await?;
         Ok(if self.all { None } else { Some(planned.plan.base.id) })
     }
 

@@ -126,7 +126,7 @@ async fn pgbackrest(scene: &Scene) -> Result<Ended> {
     std::fs::create_dir(&folder)?;
     let run = |verb: &str| {
         let mut command = Command::new("pgbackrest");
-        command.args(["--stanza=bench", "--config=/dev/null", "--pg1-user=postgres", "--no-archive-check"]);
+        command.args(["--stanza=bench", "--config=/dev/null", "--pg1-user=postgres"]);
         for option in ["repo1-path", "log-path", "lock-path", "spool-path"] {
             command.arg(format!("--{option}={}", folder.display()));
         }
@@ -134,7 +134,7 @@ async fn pgbackrest(scene: &Scene) -> Result<Ended> {
         command.arg(format!("--pg1-socket-path={}", scene.server.socket_folder().display()));
         command.arg(format!("--pg1-port={}", scene.server.port()));
         if verb == "backup" {
-            command.args(["--type=full", "--start-fast", "--repo1-retention-full=1", "--compress-type=zst"]);
+            command.args(["--type=full", "--start-fast", "--no-archive-check", "--repo1-retention-full=1", "--compress-type=zst"]);
             command.arg(format!("--compress-level={}", scene.level)).arg(format!("--process-max={}", cores()));
         }
         command.arg(verb);
