@@ -127,7 +127,7 @@ async fn pgbackrest(scene: &Scene) -> Result<Ended> {
     let run = |verb: &str| {
         let mut command = Command::new("pgbackrest");
         command.args(["--stanza=bench", "--config=/dev/null", "--pg1-user=postgres"]);
-        for option in ["repo1-path", "log-path", "lock-path", "spool-path"] {
+        for option in ["repo1-path", "log-path", "lock-path"] {
             command.arg(format!("--{option}={}", folder.display()));
         }
         command.arg(format!("--pg1-path={}", scene.server.data_dir().display()));
