@@ -96,7 +96,7 @@ pub async fn write_slice_of(
     let mut writer = cluster.object_writer(cluster.slice_key(&slice), ObjectKind::Slice).await;
     let mut log = LogSummary::starting_at(start);
     for (raw, segment) in frames {
-        log.count(NAMESPACE, "i", end.time.as_second());
+        log.count(NAMESPACE, "i", end.time.as_second(), 1);
         writer.write(encode_frame(raw, 3, *segment).unwrap()).await.unwrap();
     }
     log.end = end;
