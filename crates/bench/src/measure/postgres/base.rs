@@ -134,7 +134,13 @@ async fn pgbackrest(scene: &Scene) -> Result<Ended> {
         command.arg(format!("--pg1-socket-path={}", scene.server.socket_folder().display()));
         command.arg(format!("--pg1-port={}", scene.server.port()));
         if verb == "backup" {
-            command.args(["--type=full", "--start-fast", "--no-archive-check", "--repo1-retention-full=1", "--compress-type=zst"]);
+            command.args([
+                "--type=full",
+                "--start-fast",
+                "--no-archive-check",
+                "--repo1-retention-full=1",
+                "--compress-type=zst",
+            ]);
             command.arg(format!("--compress-level={}", scene.level)).arg(format!("--process-max={}", cores()));
         }
         command.arg(verb);
