@@ -24,7 +24,7 @@ use crate::agent::CAPTURE_LEASE;
 use crate::backup::new_name;
 use crate::journal::{RESULT, job};
 use crate::operation::Exclusive;
-use crate::overview::{history, warn_of_damage};
+use crate::overview::warn_of_damage;
 use crate::planned::{Planned, history_meant, restore_point};
 use crate::{JobError, Result};
 
