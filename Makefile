@@ -61,6 +61,7 @@ torture-postgres-failover: ## PostgreSQL primaries killed under load, dozens of 
 	@scripts/setup.sh
 	FAILOVER_SEEDS=$${FAILOVER_SEEDS:-1,2,3} FAILOVER_ROUNDS=$${FAILOVER_ROUNDS:-10} FAILOVER_MOMENTS=$${FAILOVER_MOMENTS:-20} \
 		cargo test --release -p hindsight --test cli failover -- --nocapture
+	BRANCHES=$${BRANCHES:-3} cargo test --release -p hindsight --test cli branches -- --nocapture
 
 fuzz: ## the long form of the fuzz targets: with cargo-fuzz where that is there (FUZZ_SECONDS for each target)
 	@scripts/fuzz.sh

@@ -183,7 +183,7 @@ impl Scene {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_moment_comes_back_after_failovers_that_lose_what_is_stored() -> Result<()> {
     let mut scene = Scene::new().await?;
-    let done = scene.play(setting("BRANCHES", 2)).await;
+    let done = scene.play(setting("BRANCHES", 1)).await;
     if done.is_err() {
         eprintln!("{}", std::fs::read_to_string(scene.log()).unwrap_or_default());
         eprintln!("{}", scene.cli.run("list"));
