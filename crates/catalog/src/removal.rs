@@ -203,13 +203,14 @@ pub fn removal(
             removal.kept_log.extend(KeptLog::of(holder, gone.iter().copied()));
             gone.clear();
         }
-        if let Some(epoch) = unread_epoch(history) {
+        let unread = unread_epoch(history);
+        if let Some(epoch) = unread {
             let older = gone.iter().copied().filter(|slice| slice.epoch < epoch);
             removal.kept_log.extend(KeptLog::of(Holder::UnreadEpoch(epoch), older));
             gone.retain(|slice| slice.epoch >= epoch);
         }
         let mut superfluous = if scope.tidies { superfluous(history, &gone, bound) } else { HashSet::new() };
-        superfluous.retain(|slice| unread_epoch(history).is_none_or(|epoch| slice.epoch >= epoch));
+        superfluous.retain(|slice| unread.is_none_or(|epoch| slice.epoch >= epoch));
         removal.redundant = superfluous.len() as u64;
         removal.slices =
             history.slices.iter().filter(|s| gone.contains(s) || superfluous.contains(s)).cloned().collect();

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use hindsight_format::{EpochCause, Point};
+use hindsight_format::Point;
 
 use crate::footing::{Ground, rank, seconds};
 use crate::history::History;
-use crate::timeline::Range;
+use crate::timeline::{Range, told};
 
 /// For each of `ranges`, which are all of a history, up to where one of a later epoch has the same; none where none does.
 pub(crate) fn shared<'r>(ranges: &'r [Range], ground: &'r Ground<'_>) -> Vec<Option<&'r Point>> {
@@ -56,8 +56,5 @@ impl Range {
 /// Why the server left an epoch for one that branches off it.
 fn why_left(history: &History, epoch: u64) -> Option<String> {
     let heirs = history.epochs.iter().filter(|record| record.branch.as_ref().is_some_and(|off| off.epoch == epoch));
-    heirs.max_by_key(|record| record.number).map(|record| match &record.cause {
-        EpochCause::Restore(name) => format!("restore {name} replaced the data"),
-        EpochCause::Left(cause) => cause.clone(),
-    })
+    heirs.max_by_key(|record| record.number).map(|record| told(&record.cause))
 }

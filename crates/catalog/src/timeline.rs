@@ -269,15 +269,16 @@ fn new_history(history: &History, older: u64, newer: u64) -> String {
     epochs.sort_by_key(|epoch| epoch.number);
     let unread = history.damaged.iter().filter_map(DamagedRecord::epoch).filter(|n| *n > older && *n <= newer);
     let unread = unread.map(|number| format!("why epoch {number} began cannot be read"));
-    let causes: Vec<_> = epochs
-        .into_iter()
-        .map(|epoch| match &epoch.cause {
-            EpochCause::Restore(name) => format!("restore {name} replaced the data"),
-            EpochCause::Left(cause) => cause.clone(),
-        })
-        .chain(unread)
-        .collect();
+    let causes: Vec<_> = epochs.into_iter().map(|epoch| told(&epoch.cause)).chain(unread).collect();
     if causes.is_empty() { "no record of why a new history began".to_owned() } else { causes.join(", then ") }
+}
+
+/// Why an epoch began, for people.
+pub(crate) fn told(cause: &EpochCause) -> String {
+    match cause {
+        EpochCause::Restore(name) => format!("restore {name} replaced the data"),
+        EpochCause::Left(cause) => cause.clone(),
+    }
 }
 
 /// The recorded gaps, to be found by position.

@@ -307,13 +307,6 @@ fn original(id: &str) -> &str {
     id.split('@').next().unwrap_or(id)
 }
 
-/// Which of the targets full snapshots of an epoch lead to, by trying all.
-fn restorable(copied: &History, epoch: u64, targets: &[Target]) -> BTreeSet<usize> {
-    let bases: Vec<_> = full(copied).filter(|base| base.epoch == epoch).collect();
-    let can = |target: &&Target| bases.iter().any(|base| leads_to(copied, base, target));
-    targets.iter().enumerate().filter(|(_, target)| can(target)).map(|(index, _)| index).collect()
-}
-
 /// Whether a moment lies before a position.
 fn is_by(target: &Target, truth: &Truth, until: i64) -> bool {
     match target {
@@ -352,10 +345,6 @@ fn demand(copied: &History, wish: &Wish) -> Option<i64> {
             first.into_iter().chain(before.map(number)).min()
         }
     }
-}
-
-fn end(copied: &History, epoch: u64) -> Option<i64> {
-    full(copied).filter(|base| base.epoch == epoch).map(|base| n(&furthest(copied, base, "rs0"))).max()
 }
 
 fn tells(from: &hindsight_format::Point, to: &hindsight_format::Point, target: &Target) -> bool {

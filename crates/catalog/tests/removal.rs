@@ -4,8 +4,6 @@
 
 mod common;
 
-use std::collections::HashSet;
-
 use common::random::*;
 use common::*;
 use hindsight_catalog::{
@@ -25,13 +23,6 @@ fn any_wish() -> impl Strategy<Value = Wish> {
         second().prop_map(|before| Wish::Everything { before }),
         (prop::option::of(second()), 0..4_u32).prop_map(|(before, count)| Wish::Retention { before, count }),
     ]
-}
-
-/// Seconds and positions that full snapshots of an epoch lead to, by trying all.
-fn restorable(history: &History, epoch: u64, targets: &[Target]) -> HashSet<usize> {
-    let bases: Vec<_> = full(history).filter(|base| base.epoch == epoch).collect();
-    let can = |target: &&Target| bases.iter().any(|base| leads_to(history, base, target));
-    targets.iter().enumerate().filter(|(_, target)| can(target)).map(|(index, _)| index).collect()
 }
 
 fn tells(loss: &Loss, target: &Target) -> bool {
@@ -60,11 +51,6 @@ fn demand(history: &History, wish: &Wish) -> Option<i64> {
             first.into_iter().chain(before.map(number)).min()
         }
     }
-}
-
-/// The furthest position that full snapshots of an epoch lead to.
-fn end(history: &History, epoch: u64) -> Option<i64> {
-    full(history).filter(|base| base.epoch == epoch).map(|base| n(&furthest(history, base, "rs0"))).max()
 }
 
 proptest! {

@@ -497,8 +497,9 @@ impl Agent {
 
 /// Where the chain begins that goes on after `start`.
 fn chain_start(history: &History, place: &Place, start: &Point) -> Point {
-    let mut slices = history.slices.clone();
-    slices.retain(|slice| slice.name.end.position.order() <= start.position.order());
+    let slices = history.slices_of(place.epoch).filter(|slice| slice.stream == place.stream);
+    let before = slices.filter(|slice| slice.name.end.position.order() <= start.position.order());
+    let slices = before.cloned().collect();
     let history = History { slices, epochs: history.epochs.clone(), ..History::default() };
     let chain = chains(&history).into_iter().find(|chain| {
         chain.stream == place.stream && chain.epoch == place.epoch && chain.end.position == start.position

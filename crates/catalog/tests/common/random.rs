@@ -1,6 +1,6 @@
 //! Random histories, and an oracle that tries everything.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use hindsight_catalog::{History, Target};
 use hindsight_format::{Point, SnapshotManifest, StoredSlice};
@@ -187,6 +187,18 @@ pub fn leads_to(history: &History, base: &SnapshotManifest, target: &Target) -> 
 
 pub fn full(history: &History) -> impl Iterator<Item = &SnapshotManifest> {
     history.snapshots.iter().filter(|base| base.namespaces.is_empty())
+}
+
+/// Which of the targets full snapshots of an epoch lead to, by trying all.
+pub fn restorable(history: &History, epoch: u64, targets: &[Target]) -> BTreeSet<usize> {
+    let bases: Vec<_> = full(history).filter(|base| base.epoch == epoch).collect();
+    let can = |target: &&Target| bases.iter().any(|base| leads_to(history, base, target));
+    targets.iter().enumerate().filter(|(_, target)| can(target)).map(|(index, _)| index).collect()
+}
+
+/// The furthest position that full snapshots of an epoch lead to.
+pub fn end(history: &History, epoch: u64) -> Option<i64> {
+    full(history).filter(|base| base.epoch == epoch).map(|base| n(&furthest(history, base, "rs0"))).max()
 }
 
 pub fn targets(truths: &BTreeMap<u64, Truth>) -> Vec<Target> {

@@ -115,6 +115,16 @@ fn members(all: [&Postgres; 2]) -> String {
     format!("postgresql://postgres@127.0.0.1:{one},127.0.0.1:{other}/postgres")
 }
 
+/// A primary, its standby, and what captures whichever of them leads.
+async fn pair() -> (Postgres, Postgres, Cli) {
+    let primary = Postgres::start(options()).await.unwrap();
+    primary.sql(BEGINNING).await.unwrap();
+    let standby = primary.standby(options()).await.unwrap();
+    let cli = Cli::new(&members([&primary, &standby])).installed_in(&primary.new_folder("bin").unwrap());
+    cli.ok("config --set pitr.enabled=true pitr.uploadIntervalSec=1");
+    (primary, standby, cli)
+}
+
 fn based(cli: &Cli, count: usize) {
     wait_for("a base by the agent", || (snapshots(cli).len() >= count).then_some(()));
 }
@@ -124,11 +134,7 @@ async fn after_a_failover_without_loss_a_chain_goes_on() {
     if takes_none() {
         return;
     }
-    let primary = Postgres::start(options()).await.unwrap();
-    primary.sql(BEGINNING).await.unwrap();
-    let standby = primary.standby(options()).await.unwrap();
-    let cli = Cli::new(&members([&primary, &standby])).installed_in(&primary.new_folder("bin").unwrap());
-    cli.ok("config --set pitr.enabled=true pitr.uploadIntervalSec=1");
+    let (primary, standby, cli) = pair().await;
     let agent = cli.start_logged("agent", &cli.folder().join("agent.log"));
     based(&cli, 1);
     let mut chain = vec![name_of(&cli, &primary, "backup").await];
@@ -164,11 +170,7 @@ async fn nothing_builds_upon_what_a_promoted_standby_never_had() {
     if takes_none() {
         return;
     }
-    let primary = Postgres::start(options()).await.unwrap();
-    primary.sql(BEGINNING).await.unwrap();
-    let standby = primary.standby(options()).await.unwrap();
-    let cli = Cli::new(&members([&primary, &standby])).installed_in(&primary.new_folder("bin").unwrap());
-    cli.ok("config --set pitr.enabled=true pitr.uploadIntervalSec=1");
+    let (primary, standby, cli) = pair().await;
     let log = cli.folder().join("agent.log");
     let agent = cli.start_logged("agent", &log);
     based(&cli, 1);
