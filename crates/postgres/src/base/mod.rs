@@ -7,6 +7,7 @@
 mod check;
 mod checksum;
 mod contents;
+mod copied_database;
 mod copy;
 mod cut;
 mod damage;
@@ -25,6 +26,7 @@ mod verify;
 pub use check::SnapshotCheck;
 pub use checksum::{Checksum, Checksummer};
 pub use contents::describe;
+pub(crate) use copied_database::CopiedDatabase;
 #[cfg(test)]
 pub(crate) use increment::tests as increment_tests;
 pub use increment::{Change, Changed, IncrementError, IncrementReader, changes_of, with_changes_of};

@@ -48,10 +48,11 @@ impl OwnLog {
         reserved: Reserved,
         start: BackupPosition,
     ) -> Result<Self> {
-        let (reader, first) = tokio::select! {
+        let (mut reader, first) = tokio::select! {
             begun = reserved.follow(start.lsn) => begun?,
             () = job.cancel.cancelled() => return Err(EngineError::cancelled()),
         };
+        reader.read_for_base(start.lsn);
         let stored = Stored {
             first: first.clone(),
             last: first.position.clone(),
@@ -105,6 +106,10 @@ async fn read(mut reader: Follower, mut writer: Writer, mut until: watch::Receiv
     let mut buffer = LogBuffer::starting_at(writer.stored.first.clone());
     loop {
         let stop = *until.borrow_and_update();
+        // At once: what is copied until the end is of no use.
+        if let Some(copied) = reader.copied().filter(|copied| stop.is_none_or(|stop| copied.at < stop)) {
+            return Err(copied.failure());
+        }
         let (at, _) = of_point(&buffer.summary.end).map_err(|error| ended(&error))?;
         let done = stop.is_some_and(|stop| at >= stop);
         if done || buffer.len() >= SLICE {

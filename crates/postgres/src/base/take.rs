@@ -10,6 +10,7 @@ use hindsight_format::{FORMAT_VERSION, SnapshotKind, SnapshotManifest, SnapshotS
 use jiff::Timestamp;
 
 use super::contents;
+use super::copied_database::CopiedDatabase;
 use super::copy::{self, Copied};
 use super::own_log::OwnLog;
 use super::parent;
@@ -23,6 +24,9 @@ use crate::wire::{BackupOptions, Connection, ManifestChecksums};
 /// The configuration without which no server starts, where it is kept among the data.
 const CONFIGURATION: &[u8] = b"postgresql.conf";
 
+/// How often it is begun anew because a database was copied meanwhile.
+const ANEW: u32 = 2;
+
 /// Takes a base backup of the first server of `address` that will do, stores all of it but the manifest of the snapshot, and
 /// has compared every file with the server's own manifest by then.
 ///
@@ -33,8 +37,22 @@ pub async fn take(address: &Address, job: &Job, request: &SnapshotRequest) -> Re
     accept(request)?;
     // Whatever is dropped ends by itself: sessions, and with them the slot, tasks and unfinished objects.
     tokio::select! {
-        taken = steps(address, job, request) => taken,
+        taken = attempts(address, job, request) => taken,
         () = job.cancel.cancelled() => Err(EngineError::cancelled()),
+    }
+}
+
+async fn attempts(address: &Address, job: &Job, request: &SnapshotRequest) -> Result<SnapshotManifest> {
+    let mut left = ANEW;
+    loop {
+        match steps(address, job, request).await {
+            Err(error) if left > 0 && CopiedDatabase::is_cause_of(&error) => {
+                job.progress.warn(format!("{error}: it was begun anew"));
+                job.cluster.delete_snapshot(&request.id).await?;
+                left -= 1;
+            }
+            taken => return taken,
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::base::CopiedDatabase;
 use crate::summary::{LONG, count};
 use crate::wal::{Event, Expect, Extent, WalError, WalReader};
 use crate::wire::{Connection, Replication, TimelineEnd};
@@ -69,9 +70,21 @@ pub struct Follower {
     says: Says,
     /// What looks after the other members.
     keeper: Option<Keeper>,
+    /// Of what is read for a base: where that begins, and the first database that was copied since.
+    base: Option<(Lsn, Option<CopiedDatabase>)>,
 }
 
 impl Follower {
+    /// Looks out from here on for what spoils a base that begins at `start`.
+    pub(crate) fn read_for_base(&mut self, start: Lsn) {
+        self.base = Some((start, None));
+    }
+
+    /// What spoilt it.
+    pub(crate) fn copied(&self) -> Option<CopiedDatabase> {
+        self.base.and_then(|(_, copied)| copied)
+    }
+
     /// Takes what came, and delivers what is whole.
     fn take(&mut self, piece: Piece, buffer: &mut LogBuffer) -> Result<()> {
         let clock = match piece {
@@ -108,6 +121,10 @@ impl Follower {
         let told = self.events.partition_point(|event| event.span.start < until.end);
         self.time = self.events.iter().take(told).filter_map(|event| event.what.time()).fold(self.time, Ord::max);
 
+        if let Some((start, copied)) = &mut self.base {
+            let copies = self.events.iter().take(told).filter_map(CopiedDatabase::of);
+            *copied = copied.or_else(|| copies.filter(|copy| copy.at >= *start).next());
+        }
         buffer.begin_segment(self.expect.timeline);
         for part in self.pending.get(..bytes).unwrap_or_default().chunks(FRAME_TARGET) {
             buffer.push(part);

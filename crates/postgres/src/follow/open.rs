@@ -421,6 +421,7 @@ impl Site {
             margin: self.margin,
             says: self.says,
             keeper,
+            base: None,
         }
     }
 }

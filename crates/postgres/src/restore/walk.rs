@@ -12,10 +12,10 @@ use super::log::StoredLog;
 use super::place::quoted;
 use super::reach::damaged;
 use crate::Lsn;
-use crate::base::StoredBase;
+use crate::base::{CopiedDatabase, StoredBase};
 use crate::feed::feed;
 use crate::server::{Owner, local};
-use crate::wal::{Event, Span, WalLevel, WalReader, What};
+use crate::wal::{Span, WalLevel, WalReader, What};
 
 /// What there is in the log from where the base begins to the cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub(crate) struct Walked {
     folders: Vec<(Lsn, String)>,
     /// Where the source began to log too little for any recovery.
     minimal: Option<Lsn>,
+    /// What spoilt the base while it was taken.
+    copied: Option<CopiedDatabase>,
 }
 
 /// Reads all of the log up to the cut, and verifies every record.
@@ -35,7 +37,7 @@ pub(crate) struct Walked {
 /// # Errors
 /// It is damaged, or cannot be cut there.
 pub(crate) async fn walk(job: &Job, log: &Arc<StoredLog>, base: &StoredBase) -> Result<Walked> {
-    let (start, cut, expect) = (base.start, log.segments().cut(), log.segments().expect());
+    let (start, stop, cut, expect) = (base.start, base.stop, log.segments().cut(), log.segments().expect());
     let bytes = log.read(start..cut).then(|piece| async move {
         let piece = piece?;
         job.check()?;
@@ -43,26 +45,32 @@ pub(crate) async fn walk(job: &Job, log: &Arc<StoredLog>, base: &StoredBase) -> 
         Ok::<_, EngineError>(piece)
     });
     let walking = feed(Box::pin(bytes), move |pieces| {
-        let (mut reader, mut folders, mut minimal) = (WalReader::at_record(start, expect), Vec::new(), None);
+        let (mut reader, mut folders) = (WalReader::at_record(start, expect), Vec::new());
+        let (mut minimal, mut copied) = (None, None);
         for piece in pieces {
-            let read = reader.feed(&piece, &mut |Event { span, what }| match what {
-                What::CreateTablespace { location, .. } => folders.push((span.start, location)),
-                What::ParameterChange { wal_level: WalLevel::Minimal } => minimal = minimal.or(Some(span.start)),
-                _ => {}
+            let read = reader.feed(&piece, &mut |event| {
+                copied = copied.or_else(|| CopiedDatabase::of(&event).filter(|copied| copied.at < stop));
+                match event.what {
+                    What::CreateTablespace { location, .. } => folders.push((event.span.start, location)),
+                    What::ParameterChange { wal_level: WalLevel::Minimal } => {
+                        minimal = minimal.or(Some(event.span.start));
+                    }
+                    _ => {}
+                }
             });
             if let Err(error) = read {
                 return Ok(Err(error));
             }
         }
-        Ok(Ok((reader.last_record(), reader.counts().total(), folders, minimal)))
+        Ok(Ok((reader.last_record(), reader.counts().total(), folders, minimal, copied)))
     });
     let walked = tokio::select! {
         walked = walking => walked?,
         () = job.cancel.cancelled() => return Err(EngineError::cancelled()),
     };
-    let (last, records, folders, minimal) = walked.map_err(|error| damaged(log, &error))?;
+    let (last, records, folders, minimal, copied) = walked.map_err(|error| damaged(log, &error))?;
     match last {
-        Some(last) if last.end == cut => Ok(Walked { last, records, folders, minimal }),
+        Some(last) if last.end == cut => Ok(Walked { last, records, folders, minimal, copied }),
         _ => Err(EngineError::damaged(format!("no record of the log ends at {cut}, where it was to be cut"))
             .hint("name the restore point again")),
     }
@@ -78,6 +86,14 @@ impl Walked {
             let what =
                 format!("from {at} on the log was written with wal_level = minimal, which no recovery gets past");
             let hint = "restore to before that, or from a snapshot that was taken after it";
+            return Err(EngineError::new(FailureKind::Unsupported, what).hint(hint));
+        }
+        if let Some(CopiedDatabase { at, database }) = self.copied {
+            let what = format!(
+                "while the snapshot was taken the database with the OID {database} was copied or moved to another tablespace (at {at}): \
+                 a server that replays that over the snapshot loses it"
+            );
+            let hint = "restore from another snapshot: --base-snapshot NAME";
             return Err(EngineError::new(FailureKind::Unsupported, what).hint(hint));
         }
         self.require_free_folders(owner)
@@ -119,17 +135,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_somebody_uses_is_not_taken() {
+    fn what_cannot_be_replayed_here_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let walked = |folders: &[&Path]| Walked {
             last: Span { start: Lsn(1), end: Lsn(2) },
             records: 1,
             folders: folders.iter().map(|path| (Lsn(7), path.display().to_string())).collect(),
             minimal: None,
+            copied: None,
         };
         let require = |path: &Path| walked(&[path]).require(&Owner::us());
         let minimal = Walked { minimal: Some(Lsn(9)), ..walked(&[]) };
         assert!(minimal.require(&Owner::us()).unwrap_err().what.contains("from 0/9 on"));
+        let copied = Walked { copied: Some(CopiedDatabase { at: Lsn(8), database: 16_400 }), ..walked(&[]) };
+        assert!(copied.require(&Owner::us()).unwrap_err().what.contains("16400"));
         require(folder.path()).unwrap();
         require(Path::new("")).unwrap();
         assert!(require(&folder.path().join("none")).unwrap_err().hint.unwrap().starts_with("make it: install -d"));

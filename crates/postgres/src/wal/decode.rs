@@ -10,6 +10,7 @@ use crate::Lsn;
 /// Resource managers that are decoded (rmgrlist.h).
 const XLOG: u8 = 0;
 const XACT: u8 = 1;
+const DBASE: u8 = 4;
 const TBLSPC: u8 = 5;
 /// One of which only the kind of a record counts.
 const STANDBY: u8 = 8;
@@ -23,7 +24,7 @@ const SWITCH: u8 = 0x40;
 /// Longer than the folder of any tablespace (`MAXPGPATH`), or anything else that is kept at once.
 const LIMIT: usize = 1100;
 
-/// What a record is, as far as it is decoded (pg_control.h, xact.h, tablespace.h).
+/// What a record is, as far as it is decoded (pg_control.h, xact.h, tablespace.h, dbcommands_xlog.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Checkpoint { shutdown: bool },
@@ -36,6 +37,7 @@ enum Kind {
     Prepare,
     Finish { commit: bool, prepared: bool },
     CreateTablespace,
+    CopyDatabase,
 }
 
 impl Kind {
@@ -59,6 +61,7 @@ impl Kind {
                 _ => return None,
             },
             (TBLSPC, 0x00) => Self::CreateTablespace,
+            (DBASE, 0x00) => Self::CopyDatabase,
             _ => return None,
         })
     }
@@ -71,7 +74,7 @@ impl Kind {
             Self::BackupEnd | Self::Finish { .. } => 8,
             Self::ParameterChange => 24,
             Self::RestorePoint => 72,
-            Self::EndOfRecovery | Self::Overwrite => 16,
+            Self::EndOfRecovery | Self::Overwrite | Self::CopyDatabase => 16,
             Self::Prepare => prepare_len(version),
             // and more, as long as its folder is
             Self::CreateTablespace => 5,
@@ -328,6 +331,7 @@ impl Decoder {
             }
             Kind::Overwrite => What::OverwriteContrecord { overwritten: Lsn(u64_at(data, 0)?), time: time_at(8)? },
             Kind::CreateTablespace => What::CreateTablespace { oid: u32_at(data, 0)?, location: text(data.get(4..)?)? },
+            Kind::CopyDatabase => What::CopyDatabase { from: u32_at(data, 8)?, to: u32_at(data, 0)? },
             Kind::Prepare => What::Prepare { xid: u32_at(data, 8)?, gid: self.gid?, time: time_at(16)? },
             Kind::Finish { commit: true, prepared: false } => What::Commit { xid: self.xid, time: time_at(0)? },
             Kind::Finish { commit: false, prepared: false } => What::Abort { xid: self.xid, time: time_at(0)? },

@@ -111,6 +111,13 @@ pub enum What {
         /// Its folder.
         location: String,
     },
+    /// A database's folder is copied, as it is: from one of its tablespaces to another, or for a new database.
+    CopyDatabase {
+        /// The OID of the one that is copied.
+        from: u32,
+        /// The OID of the copy.
+        to: u32,
+    },
     /// A record that a crash broke off is given up.
     OverwriteContrecord {
         /// Where that one begins.
@@ -152,7 +159,8 @@ impl What {
             Self::SegmentSwitch
             | Self::ParameterChange { .. }
             | Self::BackupEnd { .. }
-            | Self::CreateTablespace { .. } => None,
+            | Self::CreateTablespace { .. }
+            | Self::CopyDatabase { .. } => None,
         }
     }
 }

@@ -128,8 +128,10 @@ fn every_record_that_tells_something_is_told() {
     add(&mut maker, 0, 0x50, 99_u64.to_le_bytes().to_vec(), What::BackupEnd { start: Lsn(99) });
     let folder = [16_385_u32.to_le_bytes().to_vec(), b"/mnt/fast\0".to_vec()].concat();
     add(&mut maker, 5, 0x00, folder, What::CreateTablespace { oid: 16_385, location: "/mnt/fast".to_owned() });
+    let copy: Vec<u8> = [16_400_u32, 1_663, 16_390, 16_385].iter().flat_map(|number| number.to_le_bytes()).collect();
+    add(&mut maker, 4, 0x00, copy, What::CopyDatabase { from: 16_390, to: 16_400 });
     // not told
-    for (manager, info) in [(0, 0x20), (0, 0xB0), (0, 0xE0), (1, 0x50), (1, 0x60), (128, 0)] {
+    for (manager, info) in [(0, 0x20), (0, 0xB0), (0, 0xE0), (4, 0x10), (4, 0x20), (1, 0x50), (1, 0x60), (128, 0)] {
         maker.record(manager, info, 1, &with_len(&[1, 2, 3]));
     }
     // a subtransaction's and a replicated record have something before their data

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod checked;
+mod copied;
 mod refused;
 mod restored;
 

@@ -19,7 +19,7 @@ use crate::{ID, back_up, frames, job, raw, repository, taken};
 
 /// Unpacks a snapshot with nothing but what it is documented to hold: archives, and the log from the beginning of a segment on.
 /// Tablespaces go where `tablespaces` says. Then PostgreSQL's own program has to be content with it.
-async fn unpack(
+pub(crate) async fn unpack(
     cluster: &ClusterRepository,
     manifest: &SnapshotManifest,
     to: &Postgres,
