@@ -52,6 +52,7 @@ const TOLERATED: &[(i32, &str)] = &[
     (28724, "$slice of no array"),
     (51002, "a role exists"),
     (51003, "a user exists"),
+    (6_049_202, "a TTL index on a capped clustered collection"),
 ];
 
 /// `KeyString format error`s: a duplicate `_id` of a clustered collection that the server fails to print, as record ids
