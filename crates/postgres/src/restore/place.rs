@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use hindsight_engine::{Directory, EngineError, FailureKind, Result};
 use rustix::fs::{Access, access, statvfs};
 
-use super::present::{Present, with_ending};
+use super::present::{Present, SPACES, with_ending};
 use crate::base::{StoredBase, StoredTablespace};
 use crate::server::{Folder, Owner, PRIVATE, local, process_in, user_named};
 
@@ -304,11 +304,13 @@ pub(super) fn filled(path: &Path, found: &str) -> EngineError {
                 remedy = format!("kill -QUIT {pid} && {remedy}");
             }
             let spaces = beside(path);
-            if spaces.exists() {
-                remedy.push_str(&format!(" {}", quoted(&spaces)));
+            let mapped = half_filled(path, &spaces);
+            for gone in spaces.exists().then_some(&spaces).into_iter().chain(mapped.values().flatten()) {
+                remedy.push_str(&format!(" {}", quoted(gone)));
             }
             if Owner::us().is_root() {
                 remedy.push_str(&format!(" && {}", install(path)));
+                mapped.keys().for_each(|folder| remedy.push_str(&format!(" {}", quoted(folder))));
             }
             refused(
                 format!("{shown} is half restored: a restore into it was cut off, or runs"),
@@ -332,6 +334,23 @@ pub(super) fn filled(path: &Path, found: &str) -> EngineError {
             "name a directory that is empty, or does not exist yet",
         ),
     }
+}
+
+/// Folders besides `spaces` to which a restore that was cut off had mapped tablespaces, with what it left in them. Who owns the
+/// directory can write what they like there: of what is not theirs, or holds anything but a tablespace, nothing is told.
+fn half_filled(path: &Path, spaces: &Path) -> BTreeMap<PathBuf, Vec<PathBuf>> {
+    let listed = fs::read_to_string(path.join(PRIVATE).join(SPACES)).unwrap_or_default();
+    let owner = |path: &Path| path.symlink_metadata().ok().filter(fs::Metadata::is_dir).map(|metadata| metadata.uid());
+    let owned = owner(path);
+    let is_theirs = |folder: &Path| owner(folder).is_some_and(|user| owned == Some(0) || owned == Some(user));
+    let folders = listed.lines().map(PathBuf::from).filter(|folder| !folder.starts_with(spaces) && is_theirs(folder));
+    let left = |folder: PathBuf| {
+        let entries = fs::read_dir(&folder).ok()?;
+        let found: Vec<PathBuf> = entries.map(|entry| Some(entry.ok()?.path())).collect::<Option<_>>()?;
+        let is_version = |entry: &PathBuf| entry.file_name().is_some_and(|name| name.as_bytes().starts_with(b"PG_"));
+        found.iter().all(is_version).then_some((folder, found))
+    };
+    folders.filter_map(left).collect()
 }
 
 /// Where tablespaces go that nobody said anything about: never to where they were, as that may be in use.
@@ -450,8 +469,16 @@ mod tests {
         fs::write(folder.path().join("cluster/postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
         assert!(refused("cluster").what.contains("a server that runs"));
         fs::create_dir_all(folder.path().join("half").join(PRIVATE)).unwrap();
+        for tablespace in ["fast/PG_15_202209061", "other/PG_15_202209061", "other/file"] {
+            fs::create_dir_all(folder.path().join(tablespace)).unwrap();
+        }
+        let listed = ["fast", "other", "none"].map(|name| folder.path().join(name).display().to_string()).join("\n");
+        fs::write(folder.path().join("half").join(PRIVATE).join(SPACES), listed).unwrap();
         let half = refused("half");
-        assert!(half.what.contains("half restored") && half.hint.unwrap().contains("rm -r"));
+        let removed = ["half", "fast/PG_15_202209061"].map(|name| quoted(&folder.path().join(name))).join(" ");
+        let hint = half.hint.unwrap();
+        assert!(half.what.contains("half restored") && hint.contains(&format!("rm -r {removed}")), "{hint}");
+        assert!(!hint.contains("other"), "{hint}");
         fs::write(folder.path().join("file"), "").unwrap();
         assert!(refused("file").what.contains("is no directory"));
         fs::create_dir_all(folder.path().join("disk/lost+found")).unwrap();
