@@ -69,6 +69,10 @@ pub struct LogSummary {
     pub counts: BTreeMap<String, OpCounts>,
     /// Records per minute: Unix time of the minute's start, number.
     pub histogram: BTreeMap<i64, u64>,
+    /// Records that a restore has to know of before it touches anything, as the engine says which; none where they were not
+    /// counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notable: Option<u64>,
 }
 
 /// Records by kind of operation, as the engine names them.
@@ -77,7 +81,8 @@ pub type OpCounts = BTreeMap<String, u64>;
 impl LogSummary {
     /// An empty summary of what follows `start`.
     pub fn starting_at(start: Point) -> Self {
-        Self { end: start.clone(), start, records: 0, counts: BTreeMap::new(), histogram: BTreeMap::new() }
+        let (counts, histogram) = (BTreeMap::new(), BTreeMap::new());
+        Self { end: start.clone(), start, records: 0, counts, histogram, notable: None }
     }
 
     /// Counts records of the same minute, which `unix_seconds` lies in.
@@ -100,6 +105,12 @@ impl LogSummary {
     /// Adds what the following piece holds: `self.end` must be `next.start`.
     pub fn absorb(&mut self, next: &Self) {
         self.end = next.end.clone();
+        // Where there are no records none is notable.
+        let notable = |piece: &Self| piece.notable.or((piece.records == 0).then_some(0));
+        self.notable = match (self.notable, next.notable) {
+            (None, None) => None,
+            _ => notable(self).and_then(|mine| mine.checked_add(notable(next)?)),
+        };
         // Sums of what was read: they may be anything.
         self.records = self.records.saturating_add(next.records);
         for (namespace, ops) in &next.counts {
@@ -112,6 +123,35 @@ impl LogSummary {
         for (minute, n) in &next.histogram {
             let sum = self.histogram.entry(*minute).or_default();
             *sum = sum.saturating_add(*n);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::position::Position;
+
+    #[test]
+    fn notable_records_are_known_where_all_pieces_tell() {
+        let start = Point { time: Timestamp::UNIX_EPOCH, position: Position::new("1", "1").unwrap() };
+        let piece = |records, notable| LogSummary { records, notable, ..LogSummary::starting_at(start.clone()) };
+        for (first, second, both) in [
+            ((5, Some(1)), (7, Some(2)), Some(3)),
+            // A sign of life.
+            ((5, Some(1)), (0, None), Some(1)),
+            ((0, None), (7, Some(0)), Some(0)),
+            ((0, None), (0, None), None),
+            // One of a time when they were not counted.
+            ((5, None), (7, Some(0)), None),
+            ((5, Some(0)), (7, None), None),
+            ((5, Some(u64::MAX)), (7, Some(1)), None),
+        ] {
+            let mut sum = piece(first.0, first.1);
+            sum.absorb(&piece(second.0, second.1));
+            assert_eq!((sum.records, sum.notable), (first.0 + second.0, both), "{first:?} {second:?}");
         }
     }
 }

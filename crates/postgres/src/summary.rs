@@ -14,10 +14,12 @@ const OTHER: &str = "other";
 /// Counts `records`, of which `events` are those that tell something.
 pub(crate) fn count<'a>(summary: &mut LogSummary, records: u64, events: impl IntoIterator<Item = &'a Event>) {
     let mut others = records;
+    let mut notable = 0;
     for Event { span, what } in events {
         if span.end.since(span.start).is_none_or(|bytes| bytes > LONG) {
             continue;
         }
+        notable += u64::from(what.is_notable());
         if let Some(time) = what.time() {
             let second = time.as_second();
             *summary.histogram.entry(second - second.rem_euclid(60)).or_default() += 1;
@@ -39,6 +41,7 @@ pub(crate) fn count<'a>(summary: &mut LogSummary, records: u64, events: impl Int
     }
     add(summary, "", OTHER, others);
     summary.records += records;
+    *summary.notable.get_or_insert(0) += notable;
 }
 
 /// Under what a named restore point is counted.
@@ -58,7 +61,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::wal::Span;
+    use crate::wal::{Span, WalLevel};
     use crate::{Lsn, point};
 
     #[test]
@@ -74,13 +77,16 @@ mod tests {
             event(LONG + 1, What::Commit { xid: 1, time }),
             event(40, What::SegmentSwitch),
             event(40, point),
+            event(40, What::CreateTablespace { oid: 16_385, location: "/mnt/fast".to_owned() }),
+            event(40, What::ParameterChange { wal_level: WalLevel::Minimal }),
+            event(40, What::ParameterChange { wal_level: WalLevel::Replica }),
         ];
         let mut all = LogSummary::starting_at(start.clone());
         count(&mut all, 10, &events);
         let counts = serde_json::to_value(&all.counts).unwrap();
         let wanted =
             serde_json::json!({"": {"commit": 2, "abort": 1, "other": 6}, "restore point/before it": {"set": 1}});
-        assert_eq!((counts, all.records), (wanted, 10));
+        assert_eq!((counts, all.records, all.notable), (wanted, 10, Some(2)));
         let minute = "2026-03-01T10:00:00Z".parse::<Timestamp>().unwrap().as_second();
         assert_eq!(all.histogram, [(minute, 4)].into());
         // In parts it comes to the same.

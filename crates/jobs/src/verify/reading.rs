@@ -288,7 +288,8 @@ impl Task {
 
 /// What a slice says of itself must be what is in it.
 fn differences(found: &LogSummary, told: &LogSummary) -> Option<String> {
-    let same = (found.records, &found.counts, &found.histogram) == (told.records, &told.counts, &told.histogram);
+    let same = (found.records, &found.counts, &found.histogram) == (told.records, &told.counts, &told.histogram)
+        && (told.notable.is_none() || found.notable == told.notable);
     match found.records == told.records {
         _ if same => None,
         true => Some("the records in it are not those that its footer counts".to_owned()),

@@ -19,7 +19,7 @@ use crate::base::StoredBase;
 use crate::{Lsn, of_point};
 
 /// Slices that are opened ahead: of an idle server there are hundreds in a segment.
-const OPENED_AHEAD: usize = 8;
+pub(super) const OPENED_AHEAD: usize = 8;
 /// Frames that are decompressed ahead.
 const FRAMES_AHEAD: usize = 2;
 
@@ -134,7 +134,7 @@ impl StoredLog {
     }
 
     /// Opens a slice, and makes sure that it is as long as its name says.
-    async fn open(&self, index: usize) -> Result<ObjectReader> {
+    pub(super) async fn open(&self, index: usize) -> Result<ObjectReader> {
         let source = self.sources.get(index).ok_or_else(|| EngineError::damaged("a slice of the log is missing"))?;
         let log = Unread { cluster: &self.cluster, snapshot: &self.snapshot, stream: &self.stream, epoch: self.epoch };
         log.open(source).await

@@ -216,6 +216,15 @@ impl Segments {
         self.cut
     }
 
+    /// The parts from a position to the cut, each with the slice that it is stored in, and where in that it begins.
+    pub(crate) fn runs(&self, from: Lsn) -> impl Iterator<Item = (usize, u64, Range<Lsn>)> {
+        let within = self.runs.iter().map(move |run| {
+            let start = run.start.max(from);
+            (run.slice, run.offset + (start.0 - run.start.0), start..run.end.min(self.cut))
+        });
+        within.filter(|(_, _, part)| part.start < part.end)
+    }
+
     /// The stored bytes of a part of the log that lies within it, in their order.
     pub fn stored(&self, part: Range<Lsn>) -> Vec<Piece> {
         let mut pieces: Vec<Piece> = Vec::new();

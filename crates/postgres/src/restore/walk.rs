@@ -2,27 +2,29 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hindsight_engine::{EngineError, FailureKind, Job, Result};
+use hindsight_repository::ObjectReader;
 
-use super::log::StoredLog;
+use super::log::{OPENED_AHEAD, StoredLog};
 use super::place::quoted;
-use super::reach::damaged;
+use super::reach::{damaged, reader};
 use crate::Lsn;
 use crate::base::{CopiedDatabase, StoredBase};
 use crate::feed::feed;
 use crate::server::{Owner, local};
-use crate::wal::{Span, WalLevel, WalReader, What};
+use crate::wal::{Event, Span, WalLevel, WalReader, What};
 
 /// What there is in the log from where the base begins to the cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Walked {
     /// The last record, which ends at the cut.
     pub(crate) last: Span,
-    /// How many there are.
+    /// How many there are, as what is stored counts them.
     pub(crate) records: u64,
     /// Folders of tablespaces that are created.
     folders: Vec<(Lsn, String)>,
@@ -32,48 +34,145 @@ pub(crate) struct Walked {
     copied: Option<CopiedDatabase>,
 }
 
-/// Reads all of the log up to the cut, and verifies every record.
+/// Reads all of the log up to the cut, and makes sure that it is as it was written. What follows the base, of which a slice says
+/// that no record in it is notable, is not decompressed for that; of the rest every record is verified.
 ///
 /// # Errors
 /// It is damaged, or cannot be cut there.
 pub(crate) async fn walk(job: &Job, log: &Arc<StoredLog>, base: &StoredBase) -> Result<Walked> {
-    let (start, stop, cut, expect) = (base.start, base.stop, log.segments().cut(), log.segments().expect());
-    let bytes = log.read(start..cut).then(|piece| async move {
-        let piece = piece?;
-        job.check()?;
-        job.progress.add(piece.len() as u64);
-        Ok::<_, EngineError>(piece)
-    });
-    let walking = feed(Box::pin(bytes), move |pieces| {
-        let (mut reader, mut folders) = (WalReader::at_record(start, expect), Vec::new());
-        let (mut minimal, mut copied) = (None, None);
-        for piece in pieces {
-            let read = reader.feed(&piece, &mut |event| {
-                copied = copied.or_else(|| CopiedDatabase::of(&event).filter(|copied| copied.at < stop));
-                match event.what {
-                    What::CreateTablespace { location, .. } => folders.push((event.span.start, location)),
-                    What::ParameterChange { wal_level: WalLevel::Minimal } => {
-                        minimal = minimal.or(Some(event.span.start));
+    let cut = log.segments().cut();
+    for all in [false, true] {
+        let mut walk = Walk { job, log, base, records: 0, found: Found::default() };
+        walk.run(all).await?;
+        let Walk { records, found: Found { last, folders, minimal, copied }, .. } = walk;
+        match last {
+            Some(last) if last.end == cut => return Ok(Walked { last, records, folders, minimal, copied }),
+            // It may begin before what was read record by record.
+            _ => continue,
+        }
+    }
+    Err(EngineError::damaged(format!("no record of the log ends at {cut}, where it was to be cut"))
+        .hint("name the restore point again"))
+}
+
+/// What the records tell that were read.
+#[derive(Debug, Default)]
+struct Found {
+    last: Option<Span>,
+    folders: Vec<(Lsn, String)>,
+    minimal: Option<Lsn>,
+    copied: Option<CopiedDatabase>,
+}
+
+impl Found {
+    fn see(&mut self, event: Event, base: &Range<Lsn>) {
+        self.copied = self.copied.or_else(|| CopiedDatabase::of(&event).filter(|copied| base.contains(&copied.at)));
+        match event.what {
+            What::CreateTablespace { location, .. } => self.folders.push((event.span.start, location)),
+            What::ParameterChange { wal_level: WalLevel::Minimal } => {
+                self.minimal = self.minimal.or(Some(event.span.start));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A slice that is not read record by record.
+struct Told {
+    reader: ObjectReader,
+    records: u64,
+}
+
+struct Walk<'a> {
+    job: &'a Job,
+    log: &'a Arc<StoredLog>,
+    base: &'a StoredBase,
+    records: u64,
+    found: Found,
+}
+
+impl Walk<'_> {
+    async fn run(&mut self, all: bool) -> Result<()> {
+        let (log, stop, cut) = (self.log, self.base.stop, self.log.segments().cut());
+        let parts = log.segments().runs(self.base.start).map(|(slice, offset, part)| async move {
+            // The records that belong to the base, those around the cut, and those of a part of a slice are not told apart.
+            let whole = !all && part.start >= stop && part.end < cut && offset == 0;
+            let told = if whole { told(log, slice, &part).await? } else { None };
+            Ok::<_, EngineError>((part, told))
+        });
+        let parts: Vec<_> = parts.collect();
+        let mut parts = stream::iter(parts).buffered(OPENED_AHEAD);
+        let mut walked: Option<Range<Lsn>> = None;
+        while let Some((part, told)) = parts.try_next().await? {
+            match told {
+                None => walked = Some(walked.map_or(part.start, |before| before.start)..part.end),
+                Some(told) => {
+                    if let Some(part) = walked.take() {
+                        self.read(part).await?;
                     }
-                    _ => {}
+                    self.check(&part, told).await?;
                 }
-            });
-            if let Err(error) = read {
-                return Ok(Err(error));
             }
         }
-        Ok(Ok((reader.last_record(), reader.counts().total(), folders, minimal, copied)))
-    });
-    let walked = tokio::select! {
-        walked = walking => walked?,
-        () = job.cancel.cancelled() => return Err(EngineError::cancelled()),
-    };
-    let (last, records, folders, minimal, copied) = walked.map_err(|error| damaged(log, &error))?;
-    match last {
-        Some(last) if last.end == cut => Ok(Walked { last, records, folders, minimal, copied }),
-        _ => Err(EngineError::damaged(format!("no record of the log ends at {cut}, where it was to be cut"))
-            .hint("name the restore point again")),
+        match walked {
+            Some(part) => self.read(part).await,
+            None => Ok(()),
+        }
     }
+
+    /// Makes sure that a slice is as it was written.
+    async fn check(&mut self, part: &Range<Lsn>, Told { reader, records }: Told) -> Result<()> {
+        self.job.check()?;
+        tokio::select! {
+            checked = reader.check_stored(|_| true, |_| ()) => checked?,
+            () = self.job.cancel.cancelled() => return Err(EngineError::cancelled()),
+        }
+        self.records = self.records.saturating_add(records);
+        self.job.progress.add(part.end.0 - part.start.0);
+        Ok(())
+    }
+
+    /// Reads and verifies the records of a part.
+    async fn read(&mut self, part: Range<Lsn>) -> Result<()> {
+        let (job, log, expect) = (self.job, self.log, self.log.segments().expect());
+        let base = self.base.start..self.base.stop;
+        let mut reader = match part.start == base.start {
+            true => WalReader::at_record(part.start, expect),
+            false => reader(part.start, expect),
+        };
+        let bytes = log.read(part).then(|piece| async move {
+            let piece = piece?;
+            job.check()?;
+            job.progress.add(piece.len() as u64);
+            Ok::<_, EngineError>(piece)
+        });
+        let mut found = std::mem::take(&mut self.found);
+        let reading = feed(Box::pin(bytes), move |pieces| {
+            for piece in pieces {
+                if let Err(error) = reader.feed(&piece, &mut |event| found.see(event, &base)) {
+                    return Ok(Err(error));
+                }
+            }
+            found.last = reader.last_record();
+            Ok(Ok((reader.counts().total(), found)))
+        });
+        let read = tokio::select! {
+            read = reading => read?,
+            () = job.cancel.cancelled() => return Err(EngineError::cancelled()),
+        };
+        let (records, found) = read.map_err(|error| damaged(log, &error))?;
+        self.records = self.records.saturating_add(records);
+        self.found = found;
+        Ok(())
+    }
+}
+
+/// A slice, if all of it is meant, and it says that none of its records is notable.
+async fn told(log: &StoredLog, slice: usize, part: &Range<Lsn>) -> Result<Option<Told>> {
+    let reader = log.open(slice).await?;
+    let records = reader.footer().log.as_ref().filter(|told| told.notable == Some(0)).map(|told| told.records);
+    let whole = Some(reader.raw_bytes()) == part.end.since(part.start);
+    Ok(records.filter(|_| whole).map(|records| Told { reader, records }))
 }
 
 impl Walked {

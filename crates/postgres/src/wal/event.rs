@@ -144,6 +144,11 @@ impl What {
         matches!(self, Self::Commit { .. } | Self::CommitPrepared { .. })
     }
 
+    /// Whether it may keep a server from replaying it where it is restored, so that it has to be known before.
+    pub fn is_notable(&self) -> bool {
+        matches!(self, Self::CreateTablespace { .. } | Self::ParameterChange { wal_level: WalLevel::Minimal })
+    }
+
     /// When the server says that it happened.
     pub fn time(&self) -> Option<Timestamp> {
         match self {
