@@ -1,12 +1,14 @@
 //! What owns the connection: takes what comes as long as there is room, and tells the server how far we are.
 
+use std::future::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hindsight_engine::{EngineError, Result};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::task::unconstrained;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::Lsn;
 use crate::wire::{StandbyStatus, TimelineEnd, WalEvent, WalStream};
@@ -16,6 +18,9 @@ const WAITING: usize = 64;
 /// How often the server hears of us, and is asked for its clock. It gives up who is silent for `wal_sender_timeout`, which
 /// is a minute unless it is set otherwise.
 const STATUS: Duration = Duration::from_secs(2);
+/// How long the stream is left alone once all has been read. A busy server sends a piece for every commit, and waking up for
+/// each would take from it what it needs for the next.
+const REST: Duration = Duration::from_millis(100);
 /// How long a stream that nobody reads is kept. A server that shuts down waits until it has sent all of its log
 /// (`WalSndDone`), for ever if it has to.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
@@ -68,12 +73,13 @@ impl Pump {
     /// Hands on what comes, until the stream fails, nobody reads for long, or the reader is gone.
     pub(super) fn start(self) -> mpsc::Receiver<Result<Piece>> {
         let (sender, receiver) = mpsc::channel(WAITING);
-        tokio::spawn(async move {
+        // Unconstrained: what is not ready then is not there, and there are never more pieces than have room.
+        tokio::spawn(unconstrained(async move {
             if let Err(error) = self.run(&sender).await {
                 // Nobody may be there to hear it.
                 sender.send(Err(error)).await.ok();
             }
-        });
+        }));
         receiver
     }
 
@@ -81,8 +87,11 @@ impl Pump {
         let mut ticks = interval(STATUS);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut place, mut since) = (None, Instant::now());
+        // Until when nothing is read, and whether anything was since.
+        let (mut rest, mut awake) = (None, false);
         loop {
             let event = tokio::select! {
+                biased;
                 free = sender.reserve(), if place.is_none() => match free {
                     Ok(free) => {
                         place = Some(free);
@@ -90,7 +99,6 @@ impl Pump {
                     }
                     Err(_) => return self.part().await,
                 },
-                event = self.stream.next(), if place.is_some() => event?,
                 changed = self.stored.changed() => {
                     if changed.is_err() {
                         return self.part().await;
@@ -106,7 +114,18 @@ impl Pump {
                     self.tell(self.primary).await?;
                     continue;
                 }
+                () = sleep_until(rest.unwrap_or(since)), if rest.is_some() => {
+                    rest = None;
+                    continue;
+                }
+                event = self.stream.next(), if place.is_some() && rest.is_none() => event?,
+                // Nothing is there: whoever waits for us must not.
+                () = ready(()), if awake && self.all && self.says != Says::AllIsStored && place.is_some() => {
+                    (rest, awake) = (Some(Instant::now() + REST), false);
+                    continue;
+                }
             };
+            awake = true;
             let piece = match event {
                 WalEvent::Data(data) => {
                     self.received = Lsn(data.start.0.saturating_add(data.bytes.len() as u64));
