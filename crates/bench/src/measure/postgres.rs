@@ -129,6 +129,8 @@ impl Scene {
         let state = target.sql("SELECT pg_is_in_recovery()").await?;
         ensure!(state == "f", "the server still recovers");
         target.stop().await?;
+        // It does not wait for the disk by itself.
+        to_disk(&target.data_dir())?;
         let spent = all.stop()?;
         target.restart().await?;
         self.must_have_all(&target, if settings.is_empty() { &["snapshot"] } else { &["--time"] }).await?;
@@ -152,7 +154,7 @@ impl Scene {
 /// A place for a cluster, and how a server on it is started.
 fn target(settings: &[(&str, String)]) -> Result<Postgres> {
     // As those are that replay for Hindsight.
-    let options = PostgresOptions::default().set("shared_buffers", "256MB").set("hot_standby", "off");
+    let options = PostgresOptions::default().set("shared_buffers", "512MB").set("hot_standby", "off");
     Postgres::prepare(settings.iter().fold(options, |options, (name, value)| options.set(name, value)))
 }
 
@@ -174,6 +176,11 @@ fn untar(files: &Path, data: &Path) -> Result<()> {
         drop(input);
         ensure!(tar.wait()?.success(), "tar could not unpack {name}");
     }
+    to_disk(data)
+}
+
+/// Waits until all that was written beside `data` is on disk.
+fn to_disk(data: &Path) -> Result<()> {
     ensure!(Command::new("sync").arg("-f").arg(data).status()?.success(), "sync failed");
     Ok(())
 }

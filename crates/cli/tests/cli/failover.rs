@@ -58,6 +58,11 @@ async fn restored(cli: &Cli, how: &str, query: &str) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// How many slots of ours there are on a member.
+async fn slots(member: &Postgres) -> Result<String> {
+    member.sql("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'hindsight_shop_%'").await
+}
+
 fn members(all: &[Postgres; 2]) -> String {
     let [one, other] = all.each_ref().map(Postgres::port);
     format!("postgresql://postgres@127.0.0.1:{one},127.0.0.1:{other}/postgres")
@@ -222,6 +227,12 @@ impl Scene {
             writers.go_on_for(self.random.random_range(50..200)).await?;
             sleep(Duration::from_millis(self.random.random_range(0..1500))).await;
             let [primary, standby] = &self.members;
+            // One that joined just now keeps its log only since the agent's next visit.
+            let begun = Instant::now();
+            while slots(standby).await? != "1" {
+                ensure!(begun.elapsed() < PATIENCE, "no slot on {}", standby.port());
+                sleep(Duration::from_millis(100)).await;
+            }
             // Killed, or switched over in good order.
             if round % 2 == 0 {
                 primary.crash()
@@ -276,8 +287,7 @@ impl Scene {
             .run(line)
             .ends(0, "commits do not wait for the capture yet; to make them wait, on every member: ALTER SYSTEM");
         for member in [primary, standby] {
-            let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'hindsight_shop_%'";
-            ensure!(member.sql(slots).await? == "1", "no slot on {}", member.port());
+            ensure!(slots(member).await? == "1", "no slot on {}", member.port());
         }
         self.agent = Some(self.cli.start_logged("agent", &self.cli.folder().join("agent.log")));
         wait_for("a base", || {

@@ -132,12 +132,20 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
         let open = members > 1 && random.random_bool(0.6);
         let paused = if open { workload.pause().await? } else { workload.pause_settled().await? };
         let mut optime = paused.optime;
+        let by_time = random.random_bool(0.5);
         let state = loop {
             let state = match open {
                 true => ClusterState::read(&secondary(&source, optime).await?).await?,
                 false => ClusterState::read(&client).await?,
             };
-            // A server may still be at work on a write that its client has given up on.
+            if by_time {
+                // "Before the next second" is this moment, if nothing else happens in this one.
+                let next = Timestamp::from_second(i64::from(optime.0) + 1)?;
+                while Timestamp::now() < next {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+            // A server may still be at work on a write that its client has given up on, such as the build of an index.
             let after = last_optime(&client).await?;
             if after == optime {
                 break state;
@@ -146,16 +154,10 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
             optime = after;
         };
         let (secs, inc, _) = optime;
-        let by_time = random.random_bool(0.5);
-        let target = if by_time {
-            // Nothing else happens in this second: "before the next one" is this moment.
-            let next = Timestamp::from_second(i64::from(secs) + 1)?;
-            while Timestamp::now() < next {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            Target::Before(next)
-        } else {
-            Target::Through { time: Timestamp::from_second(secs.into())?, order: format!("{secs:010}.{inc:010}") }
+        let time = Timestamp::from_second(secs.into())?;
+        let target = match by_time {
+            true => Target::Before(time + Duration::from_secs(1)),
+            false => Target::Through { time, order: format!("{secs:010}.{inc:010}") },
         };
         let documents = match setting("TORTURE_DETAIL", 0) {
             0 => None,

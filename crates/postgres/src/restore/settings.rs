@@ -67,7 +67,10 @@ pub(crate) fn isolated(base: &StoredBase, target: Option<&RecoveryTarget>) -> St
         ("autovacuum", "off"),
         // A server that ends its recovery without it throws away the times of commits that there are.
         ("track_commit_timestamp", "on"),
-        ("shared_buffers", "256MB"),
+        // What is changed again is not written each time.
+        ("shared_buffers", "512MB"),
+        // Segments that have been replayed would stay under new names, to be written to disk with all else, and never be used.
+        ("wal_recycle", "off"),
         // All is written through at once, when the server is done.
         ("fsync", "off"),
         ("restart_after_crash", "off"),
