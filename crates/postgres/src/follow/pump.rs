@@ -119,8 +119,8 @@ impl Pump {
                     continue;
                 }
                 event = self.stream.next(), if place.is_some() && rest.is_none() => event?,
-                // Nothing is there: whoever waits for us must not.
-                () = ready(()), if awake && self.all && self.says != Says::AllIsStored && place.is_some() => {
+                // Nothing is there, and nobody waits for what comes: no commit, and no backup that is about to end.
+                () = ready(()), if awake && self.all && self.says == Says::Stored && place.is_some() => {
                     (rest, awake) = (Some(Instant::now() + REST), false);
                     continue;
                 }
