@@ -122,8 +122,8 @@ impl Follower {
         self.time = self.events.iter().take(told).filter_map(|event| event.what.time()).fold(self.time, Ord::max);
 
         if let Some((start, copied)) = &mut self.base {
-            let copies = self.events.iter().take(told).filter_map(CopiedDatabase::of);
-            *copied = copied.or_else(|| copies.filter(|copy| copy.at >= *start).next());
+            let mut copies = self.events.iter().take(told).filter_map(CopiedDatabase::of);
+            *copied = copied.or_else(|| copies.find(|copy| copy.at >= *start));
         }
         buffer.begin_segment(self.expect.timeline);
         for part in self.pending.get(..bytes).unwrap_or_default().chunks(FRAME_TARGET) {
