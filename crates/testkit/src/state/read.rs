@@ -1,6 +1,6 @@
 //! Reading a [`ClusterState`] from a server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use bson::{Bson, Document, RawDocumentBuf, doc};
@@ -44,9 +44,14 @@ async fn database(database: &Database) -> Result<BTreeMap<String, CollectionStat
     let hashes = hashes.get_document("collections")?;
 
     let mut collections = BTreeMap::new();
-    for entry in command_cursor(database, doc! {"listCollections": 1}).await? {
+    let listing = command_cursor(database, doc! {"listCollections": 1}).await?;
+    let names: BTreeSet<&str> = listing.iter().filter_map(|entry| entry.get_str("name").ok()).collect();
+    for entry in &listing {
         let name = entry.get_str("name")?;
-        if left_out(database.name(), name) {
+        // A primary that is killed amid the creation or the drop of a time-series leaves it without its buckets. It has no data, and no
+        // indexes that could be asked for (`CommandNotSupportedOnView`).
+        let lost = entry.get_str("type")? == "timeseries" && !names.contains(&*format!("system.buckets.{name}"));
+        if lost || left_out(database.name(), name) {
             continue;
         }
         let options = entry.get_document("options")?;
