@@ -44,11 +44,12 @@ fn described(event: &Event) -> String {
             format!("OVERWRITE_CONTRECORD lsn {overwritten}; time {}", shown(*time))
         }
         What::CreateTablespace { oid, location } => format!("CREATE {oid} \"{location}\""),
+        What::CopyDatabase { from, to } => format!("CREATE_FILE_COPY {from} {to}"),
         other => panic!("{other:?}"),
     }
 }
 
-const TOLD: [&str; 14] = [
+const TOLD: [&str; 15] = [
     "COMMIT",
     "COMMIT_PREPARED",
     "ABORT",
@@ -63,6 +64,7 @@ const TOLD: [&str; 14] = [
     "BACKUP_END",
     "OVERWRITE_CONTRECORD",
     "CREATE",
+    "CREATE_FILE_COPY",
 ];
 
 /// `field` of a line of pg_waldump, which begins `rmgr: Heap        len (rec/tot):     54/   330, tx:        744, lsn: 0/...`.
@@ -88,7 +90,7 @@ pub fn compare(server: &Postgres, timeline: u32, events: &[Event], reader: &WalR
         *counts.entry(manager.to_owned()).or_default() += 1;
         let lsn: Lsn = field(line, "lsn:").parse().unwrap();
         let description = line.split_once("desc: ").unwrap().1;
-        if ["XLOG", "Transaction", "Tablespace"].contains(&manager)
+        if ["XLOG", "Transaction", "Tablespace", "Database"].contains(&manager)
             && TOLD.contains(&description.split(' ').next().unwrap().trim())
         {
             expected.push((lsn, field(line, "tx:").parse::<u32>().unwrap(), description));
@@ -110,6 +112,13 @@ pub fn compare(server: &Postgres, timeline: u32, events: &[Event], reader: &WalR
             What::Checkpoint(checkpoint) => {
                 let next = format!("xid {}:{};", checkpoint.next_xid >> 32, checkpoint.next_xid as u32);
                 description.starts_with(&ours) && description.contains(&next)
+            }
+            // `copy dir 1663/1 to 1663/16384`: tablespaces, and databases in them.
+            What::CopyDatabase { from, to } => {
+                let oids: Vec<&str> = description.split([' ', '/']).collect();
+                let (first, second) = (from.to_string(), to.to_string());
+                matches!(&oids[..], ["CREATE_FILE_COPY", "copy", "dir", _, source, "to", _, copy, ..]
+                    if *source == first && *copy == second)
             }
             What::Commit { xid, .. } | What::Abort { xid, .. } => description.starts_with(&ours) && *xid == tx,
             _ => description.starts_with(&ours),
