@@ -72,7 +72,8 @@ impl Found {
             What::ParameterChange { wal_level: WalLevel::Minimal } => {
                 self.minimal = self.minimal.or(Some(event.span.start));
             }
-            _ => {}
+            // Slices without any are not read for them.
+            other => debug_assert!(!other.is_notable(), "{other:?} is seen nowhere"),
         }
     }
 }

@@ -9,20 +9,16 @@ use hindsight_testkit::{Postgres, PostgresOptions};
 
 use crate::checked::check;
 use crate::restored::unpack;
-use crate::{back_up, hint, job, repository};
+use crate::{back_up, hint, job, repository, server_with};
 
 /// Where a database is moved to and fro, and so much is in the tablespace, which comes first, that the database is still to come when
 /// the copying has begun.
 async fn server() -> Postgres {
-    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
-    let folder = server.new_folder("fast").unwrap().display().to_string();
-    for statement in [
-        &format!("CREATE TABLESPACE fast LOCATION '{folder}'"),
+    let server = server_with(&[
         "CREATE TABLE much TABLESPACE fast AS SELECT repeat('much', 400) FROM generate_series(1, 30000)",
         "CREATE DATABASE moved",
-    ] {
-        server.sql(statement).await.unwrap();
-    }
+    ])
+    .await;
     server.sql_in("moved", "CREATE TABLE t AS SELECT generate_series(1, 1000) AS a").await.unwrap();
     server
 }
@@ -30,13 +26,6 @@ async fn server() -> Postgres {
 /// Not held altogether: a server that can send nothing keeps whoever moves a database waiting, too (`WaitForProcSignalBarrier`).
 fn slow(cluster: &ClusterRepository) -> Job {
     Job { throttle: Throttle::new(16 << 20), ..job(cluster) }
-}
-
-/// Waits until so many attempts came to nothing.
-async fn begun_anew(job: &Job, times: usize) {
-    while job.progress.warnings().len() < times {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +36,10 @@ async fn a_database_that_is_moved_meanwhile_is_not_lost() {
     let moving = async {
         steps.wait_for(|step| step.name == "copying files").await.unwrap();
         server.sql("ALTER DATABASE moved SET TABLESPACE fast").await.unwrap();
-        begun_anew(&job, 1).await;
+        // The first attempt came to nothing.
+        while job.progress.warnings().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     };
     let uri = server.uri();
     let (manifest, ()) = tokio::join!(back_up(&uri, &job), moving);

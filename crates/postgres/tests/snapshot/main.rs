@@ -13,7 +13,7 @@ use hindsight_engine::{EngineError, Job, Progress, Result, SnapshotRequest, Thro
 use hindsight_format::{ObjectRef, SnapshotManifest};
 use hindsight_postgres::{Address, base};
 use hindsight_repository::{ClusterRepository, Repository, RepositorySpec};
-use hindsight_testkit::Postgres;
+use hindsight_testkit::{Postgres, PostgresOptions};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +54,17 @@ fn request() -> SnapshotRequest {
         checkpoint: 1 << 30,
         resume: false,
     }
+}
+
+/// A server with a tablespace `fast`, and what the statements make.
+async fn server_with(statements: &[&str]) -> Postgres {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let folder = server.new_folder("fast").unwrap().display().to_string();
+    server.sql(&format!("CREATE TABLESPACE fast LOCATION '{folder}'")).await.unwrap();
+    for statement in statements {
+        server.sql(statement).await.unwrap();
+    }
+    server
 }
 
 /// Backs up the server of a connection string.

@@ -15,7 +15,7 @@ use hindsight_repository::ClusterRepository;
 use hindsight_testkit::{Postgres, PostgresOptions};
 
 use crate::checked::check;
-use crate::{ID, back_up, frames, job, raw, repository, taken};
+use crate::{ID, back_up, frames, job, raw, repository, server_with, taken};
 
 /// Unpacks a snapshot with nothing but what it is documented to hold: archives, and the log from the beginning of a segment on.
 /// Tablespaces go where `tablespaces` says. Then PostgreSQL's own program has to be content with it.
@@ -121,10 +121,7 @@ async fn contents(server: &Postgres) -> Vec<String> {
 
 /// A server with something of everything.
 async fn shop() -> Postgres {
-    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
-    let folder = server.new_folder("fast").unwrap().display().to_string();
-    for statement in [
-        &format!("CREATE TABLESPACE fast LOCATION '{folder}'"),
+    server_with(&[
         "CREATE DATABASE other",
         "CREATE TABLE t AS SELECT a, md5(a::text) AS b FROM generate_series(1, 50000) AS a",
         "CREATE TABLE apart TABLESPACE fast AS SELECT generate_series(1, 100000) AS a",
@@ -132,10 +129,8 @@ async fn shop() -> Postgres {
         "CREATE UNLOGGED TABLE gone AS SELECT generate_series(1, 1000) AS a",
         "SELECT lo_from_bytea(0, decode(repeat('c0ffee', 100000), 'hex'))",
         "CREATE SEQUENCE numbers; SELECT nextval('numbers') FROM generate_series(1, 70)",
-    ] {
-        server.sql(statement).await.unwrap();
-    }
-    server
+    ])
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
