@@ -14,6 +14,9 @@ use crate::support::{Cli, Started, same, setting, state_at, wait_for};
 /// How long anything here may take. Machines that run tests are busy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Times can be restored from the second on that begins after a base: it is over by then.
+const BASE_SECOND: Duration = Duration::from_secs(1);
+
 /// A moment, in the history of an epoch, with all that was there.
 struct Moment {
     what: String,
@@ -49,6 +52,7 @@ impl Scene {
         let agent = Some(cli.start_logged("agent", &cli.folder().join("agent.log")));
         let scene = Self { members, cli, agent, epoch: 1, made: 0, moments: Vec::new() };
         wait_for("a base", || (!scene.list("snapshots").is_empty()).then_some(()));
+        sleep(BASE_SECOND).await;
         Ok(scene)
     }
 
@@ -164,6 +168,7 @@ impl Scene {
         self.prove(false).await?;
         // Then it goes, and the log before the other one with it.
         let other = self.cli.json("backup")["name"].as_str().context("no name")?.to_owned();
+        sleep(BASE_SECOND).await;
         let agent = self.cli.start_logged("agent", &self.log());
         self.epoch = failovers + 1;
         self.moments.clear();
