@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hindsight_engine::{EngineError, Result};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, StatxFlags, access, statx};
 
 use super::place::{filled, quoted, refused};
@@ -86,7 +86,7 @@ impl Present {
             ));
         }
         require_movable(&directory)?;
-        let stamp = kept.and_then(stamp_of).unwrap_or_else(|| Timestamp::now().strftime(STAMP).to_string());
+        let stamp = kept.and_then(stamp_of).unwrap_or_else(|| free_stamp(&directory));
         let control = control(&folder)?;
         let present = Self {
             mode: metadata.permissions().mode() & 0o777,
@@ -408,6 +408,15 @@ fn is_stamp(text: &str) -> bool {
     shape == "00000000T000000Z"
 }
 
+/// The time from now on by which nothing is kept yet: two restores in one second need two names.
+fn free_stamp(directory: &Path) -> String {
+    let now = Timestamp::now();
+    let stamps = (0..).map(|seconds| now.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(now));
+    let mut stamps = stamps.map(|time| time.strftime(STAMP).to_string());
+    let is_free = |stamp: &String| with_ending(directory, &format!("{BEFORE}{stamp}")).symlink_metadata().is_err();
+    stamps.find(is_free).unwrap_or_else(|| now.strftime(STAMP).to_string())
+}
+
 /// The path whose name goes on with `ending`.
 pub(super) fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -440,6 +449,19 @@ mod tests {
         std::os::unix::fs::symlink("data", &link).unwrap();
         assert!(gone(&link).what.contains("had moved it to"));
         assert!(gone(&folder.path().join("other")).what.ends_with("does not exist"));
+    }
+
+    #[test]
+    fn what_is_kept_has_a_name_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let mut stamps = Vec::new();
+        for _ in 0..3 {
+            stamps.push(free_stamp(&data));
+            fs::create_dir(with_ending(&data, &format!("{BEFORE}{}", stamps.last().unwrap()))).unwrap();
+        }
+        let kept: Vec<_> = befores(&data).iter().filter_map(|path| stamp_of(path)).collect();
+        assert_eq!(kept, stamps);
     }
 
     #[test]

@@ -26,6 +26,12 @@ pub(crate) struct Walked {
     pub(crate) last: Span,
     /// How many there are, as what is stored counts them.
     pub(crate) records: u64,
+    obstacles: Obstacles,
+}
+
+/// What may keep a server from replaying it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Obstacles {
     /// Folders of tablespaces that are created.
     folders: Vec<(Lsn, String)>,
     /// Where the source began to log too little for any recovery.
@@ -42,40 +48,18 @@ pub(crate) struct Walked {
 pub(crate) async fn walk(job: &Job, log: &Arc<StoredLog>, base: &StoredBase) -> Result<Walked> {
     let cut = log.segments().cut();
     for all in [false, true] {
-        let mut walk = Walk { job, log, base, records: 0, found: Found::default() };
+        let mut walk = Walk { job, log, base, last: None, records: 0, obstacles: Obstacles::default() };
         walk.run(all).await?;
-        let Walk { records, found: Found { last, folders, minimal, copied }, .. } = walk;
-        match last {
-            Some(last) if last.end == cut => return Ok(Walked { last, records, folders, minimal, copied }),
+        match walk.last {
+            Some(last) if last.end == cut => {
+                return Ok(Walked { last, records: walk.records, obstacles: walk.obstacles });
+            }
             // It may begin before what was read record by record.
             _ => continue,
         }
     }
     Err(EngineError::damaged(format!("no record of the log ends at {cut}, where it was to be cut"))
         .hint("name the restore point again"))
-}
-
-/// What the records tell that were read.
-#[derive(Debug, Default)]
-struct Found {
-    last: Option<Span>,
-    folders: Vec<(Lsn, String)>,
-    minimal: Option<Lsn>,
-    copied: Option<CopiedDatabase>,
-}
-
-impl Found {
-    fn see(&mut self, event: Event, base: &Range<Lsn>) {
-        self.copied = self.copied.or_else(|| CopiedDatabase::of(&event).filter(|copied| base.contains(&copied.at)));
-        match event.what {
-            What::CreateTablespace { location, .. } => self.folders.push((event.span.start, location)),
-            What::ParameterChange { wal_level: WalLevel::Minimal } => {
-                self.minimal = self.minimal.or(Some(event.span.start));
-            }
-            // Slices without any are not read for them.
-            other => debug_assert!(!other.is_notable(), "{other:?} is seen nowhere"),
-        }
-    }
 }
 
 /// A slice that is not read record by record.
@@ -88,8 +72,10 @@ struct Walk<'a> {
     job: &'a Job,
     log: &'a Arc<StoredLog>,
     base: &'a StoredBase,
+    /// The last record that was read.
+    last: Option<Span>,
     records: u64,
-    found: Found,
+    obstacles: Obstacles,
 }
 
 impl Walk<'_> {
@@ -147,23 +133,23 @@ impl Walk<'_> {
             job.progress.add(piece.len() as u64);
             Ok::<_, EngineError>(piece)
         });
-        let mut found = std::mem::take(&mut self.found);
+        let mut obstacles = std::mem::take(&mut self.obstacles);
         let reading = feed(Box::pin(bytes), move |pieces| {
             for piece in pieces {
-                if let Err(error) = reader.feed(&piece, &mut |event| found.see(event, &base)) {
+                if let Err(error) = reader.feed(&piece, &mut |event| obstacles.see(event, &base)) {
                     return Ok(Err(error));
                 }
             }
-            found.last = reader.last_record();
-            Ok(Ok((reader.counts().total(), found)))
+            Ok(Ok((reader, obstacles)))
         });
         let read = tokio::select! {
             read = reading => read?,
             () = job.cancel.cancelled() => return Err(EngineError::cancelled()),
         };
-        let (records, found) = read.map_err(|error| damaged(log, &error))?;
-        self.records = self.records.saturating_add(records);
-        self.found = found;
+        let (reader, obstacles) = read.map_err(|error| damaged(log, &error))?;
+        self.last = reader.last_record();
+        self.records = self.records.saturating_add(reader.counts().total());
+        self.obstacles = obstacles;
         Ok(())
     }
 }
@@ -182,6 +168,24 @@ impl Walked {
     /// # Errors
     /// It cannot, or must not.
     pub(crate) fn require(&self, owner: &Owner) -> Result<()> {
+        self.obstacles.require_none(owner)
+    }
+}
+
+impl Obstacles {
+    fn see(&mut self, event: Event, base: &Range<Lsn>) {
+        self.copied = self.copied.or_else(|| CopiedDatabase::of(&event).filter(|copied| base.contains(&copied.at)));
+        match event.what {
+            What::CreateTablespace { location, .. } => self.folders.push((event.span.start, location)),
+            What::ParameterChange { wal_level: WalLevel::Minimal } => {
+                self.minimal = self.minimal.or(Some(event.span.start));
+            }
+            // Slices without any are not read for them.
+            other => debug_assert!(!other.is_notable(), "{other:?} is seen nowhere"),
+        }
+    }
+
+    fn require_none(&self, owner: &Owner) -> Result<()> {
         if let Some(at) = self.minimal {
             let what =
                 format!("from {at} on the log was written with wal_level = minimal, which no recovery gets past");
@@ -237,18 +241,15 @@ mod tests {
     #[test]
     fn what_cannot_be_replayed_here_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let walked = |folders: &[&Path]| Walked {
-            last: Span { start: Lsn(1), end: Lsn(2) },
-            records: 1,
-            folders: folders.iter().map(|path| (Lsn(7), path.display().to_string())).collect(),
-            minimal: None,
-            copied: None,
+        let require = |path: &Path| {
+            let folders = vec![(Lsn(7), path.display().to_string())];
+            Obstacles { folders, ..Obstacles::default() }.require_none(&Owner::us())
         };
-        let require = |path: &Path| walked(&[path]).require(&Owner::us());
-        let minimal = Walked { minimal: Some(Lsn(9)), ..walked(&[]) };
-        assert!(minimal.require(&Owner::us()).unwrap_err().what.contains("from 0/9 on"));
-        let copied = Walked { copied: Some(CopiedDatabase { at: Lsn(8), database: 16_400 }), ..walked(&[]) };
-        assert!(copied.require(&Owner::us()).unwrap_err().what.contains("16400"));
+        let minimal = Obstacles { minimal: Some(Lsn(9)), ..Obstacles::default() };
+        assert!(minimal.require_none(&Owner::us()).unwrap_err().what.contains("from 0/9 on"));
+        let copied = CopiedDatabase { at: Lsn(8), database: 16_400 };
+        let copied = Obstacles { copied: Some(copied), ..Obstacles::default() };
+        assert!(copied.require_none(&Owner::us()).unwrap_err().what.contains("16400"));
         require(folder.path()).unwrap();
         require(Path::new("")).unwrap();
         assert!(require(&folder.path().join("none")).unwrap_err().hint.unwrap().starts_with("make it: install -d"));

@@ -86,7 +86,12 @@ impl Bench {
     pub(super) async fn freeze(bench: &Arc<Self>) -> Result<Frozen> {
         let frozen = Frozen(Arc::clone(bench));
         bench.signal(Signal::STOP);
-        let busy = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{DATABASE}' AND state = 'active'");
+        // Who waits for another that is held up in a transaction does nothing, and comes to no end.
+        let busy = format!(
+            "SELECT count(*) FROM pg_stat_activity AS busy WHERE datname = '{DATABASE}' AND state = 'active' AND NOT EXISTS \
+             (SELECT FROM pg_stat_activity AS holder WHERE holder.datname = busy.datname \
+             AND holder.backend_type = 'client backend' AND holder.pid = ANY (pg_blocking_pids(busy.pid)))"
+        );
         let (begun, mut seen) = (Instant::now(), 0);
         // What was sent last may not have been begun when it is looked for the first time.
         while seen < 3 {
