@@ -116,6 +116,6 @@ pub struct RestoreTotals {
     pub bytes: u64,
     /// Indexes built, where the engine counts them.
     pub indexes: u64,
-    /// Log records taken into account.
+    /// Log records taken into account (PostgreSQL: of a part of a slice its share).
     pub log_records: u64,
 }

@@ -11,7 +11,7 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use hindsight_catalog::{RestorePlan, StreamPlan};
 use hindsight_engine::{EngineError, FailureKind, Result};
-use hindsight_format::{SliceName, StoredSlice};
+use hindsight_format::{FrameEntry, SliceName, StoredSlice};
 use hindsight_repository::{ClusterRepository, ObjectReader};
 
 use super::segments::{LogSlice, Piece, Segments, SegmentsError};
@@ -153,32 +153,34 @@ fn zeroes(mut left: u64) -> impl Iterator<Item = Bytes> {
 
 /// Raw bytes of a slice.
 fn frames(reader: &ObjectReader, wanted: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
+    let holds = holding(wanted.clone());
     let mut at = 0;
     let mut parts = VecDeque::new();
-    let places = reader.footer().frames.iter().map(|frame| {
+    for frame in &reader.footer().frames {
         let start = at;
         at += u64::from(frame.raw_len);
-        // lengths of one frame, which fit into 32 bits
-        let part = wanted.start.clamp(start, at) - start..wanted.end.clamp(start, at) - start;
-        let is_wanted = !part.is_empty();
-        if is_wanted {
+        if holds(frame) {
+            // lengths of one frame, which fit into 32 bits
+            let part = wanted.start.clamp(start, at) - start..wanted.end.clamp(start, at) - start;
             parts.push_back(part.start as usize..part.end as usize);
         }
-        is_wanted
-    });
-    let places: Vec<bool> = places.collect();
-    // Frames are asked after in their order.
-    let next = Cell::new(0);
-    let want = |_: &_| {
-        let index = next.replace(next.get() + 1);
-        places.get(index).copied().unwrap_or_default()
-    };
+    }
     let cut = move |read: hindsight_repository::Result<(_, Bytes)>| {
         let (_, frame) = read?;
         let part = parts.pop_front().filter(|part| part.end <= frame.len());
         Ok(part.map(|part| frame.slice(part)).unwrap_or(frame))
     };
-    reader.stream(want, FRAMES_AHEAD).map(cut).boxed()
+    reader.stream(holding(wanted), FRAMES_AHEAD).map(cut).boxed()
+}
+
+/// Whether a frame holds some of these raw bytes of a slice, for frames that are asked after in their order.
+pub(super) fn holding(wanted: Range<u64>) -> impl Fn(&FrameEntry) -> bool {
+    let next = Cell::new(0);
+    move |frame| {
+        let start = next.get();
+        next.set(start + u64::from(frame.raw_len));
+        start.max(wanted.start) < next.get().min(wanted.end)
+    }
 }
 
 /// Log of which it is not known yet what it holds.

@@ -15,7 +15,7 @@ use hindsight_format::{ObjectRef, SnapshotManifest};
 use hindsight_repository::{ClusterRepository, ObjectReader};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::combine::{Combining, Fault, Filling, lacks, plain_label};
+use super::combine::{Combining, Fault, Filling, WRITTEN_AT_ONCE, lacks, plain_label};
 use super::place::{Made, Place};
 use crate::base::{
     BackupManifest, PageSizes, TarEvent, TarHeader, TarKind, TarReader, Verified, Verifier, VerifyOptions, archive_of,
@@ -311,7 +311,10 @@ impl Unpacker {
                 None => Ok(()),
             },
             TarEvent::Data(data) => match &mut self.file {
-                Some(Writing::Whole(path, file)) => file.write_all(data).map_err(|error| failed(path, &error)),
+                Some(Writing::Whole(path, file)) => {
+                    let written = data.chunks(WRITTEN_AT_ONCE).try_for_each(|piece| file.write_all(piece));
+                    written.map_err(|error| failed(path, &error))
+                }
                 Some(Writing::Filled(path, filling)) => filling.feed(data).map_err(|fault| unfilled(path, fault)),
                 Some(Writing::Label(_, _, label)) => {
                     label.extend_from_slice(data);

@@ -10,7 +10,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hindsight_engine::{EngineError, FailureKind, Job, Result};
 use hindsight_repository::ObjectReader;
 
-use super::log::{OPENED_AHEAD, StoredLog};
+use super::log::{OPENED_AHEAD, StoredLog, holding};
 use super::place::quoted;
 use super::reach::{damaged, reader};
 use crate::Lsn;
@@ -24,7 +24,7 @@ use crate::wal::{Event, Span, WalLevel, WalReader, What};
 pub(crate) struct Walked {
     /// The last record, which ends at the cut.
     pub(crate) last: Span,
-    /// How many there are, as what is stored counts them.
+    /// How many there are, as what is stored counts them; of a part of a slice its share by bytes.
     pub(crate) records: u64,
     obstacles: Obstacles,
 }
@@ -41,7 +41,8 @@ struct Obstacles {
 }
 
 /// Reads all of the log up to the cut, and makes sure that it is as it was written. What follows the base, of which a slice says
-/// that no record in it is notable, is not decompressed for that; of the rest every record is verified.
+/// that no record in it is notable, is not decompressed for that, but for the frame that ends at the cut; of the rest every
+/// record is verified.
 ///
 /// # Errors
 /// It is damaged, or cannot be cut there.
@@ -62,9 +63,12 @@ pub(crate) async fn walk(job: &Job, log: &Arc<StoredLog>, base: &StoredBase) -> 
         .hint("name the restore point again"))
 }
 
-/// A slice that is not read record by record.
+/// A part of a slice that is not read record by record.
 struct Told {
     reader: ObjectReader,
+    /// Its bytes within the slice.
+    bytes: Range<u64>,
+    /// Records in it: of a part of a slice its share.
     records: u64,
 }
 
@@ -82,23 +86,23 @@ impl Walk<'_> {
     async fn run(&mut self, all: bool) -> Result<()> {
         let (log, stop, cut) = (self.log, self.base.stop, self.log.segments().cut());
         let parts = log.segments().runs(self.base.start).map(|(slice, offset, part)| async move {
-            // The records that belong to the base, those around the cut, and those of a part of a slice are not told apart.
-            let whole = !all && part.start >= stop && part.end < cut && offset == 0;
-            let told = if whole { told(log, slice, &part).await? } else { None };
+            // The records that belong to the base, and the one before the cut, have to be looked at.
+            let is_told = !all && part.start >= stop;
+            let told = if is_told { told(log, slice, offset, &part, part.end == cut).await? } else { None };
             Ok::<_, EngineError>((part, told))
         });
         let parts: Vec<_> = parts.collect();
         let mut parts = stream::iter(parts).buffered(OPENED_AHEAD);
         let mut walked: Option<Range<Lsn>> = None;
-        while let Some((part, told)) = parts.try_next().await? {
-            match told {
-                None => walked = Some(walked.map_or(part.start, |before| before.start)..part.end),
-                Some(told) => {
-                    if let Some(part) = walked.take() {
-                        self.read(part).await?;
-                    }
-                    self.check(&part, told).await?;
+        while let Some((mut part, told)) = parts.try_next().await? {
+            if let Some(told) = told {
+                if let Some(part) = walked.take() {
+                    self.read(part).await?;
                 }
+                part.start = Lsn(part.start.0 + self.check(told).await?);
+            }
+            if !part.is_empty() {
+                walked = Some(walked.map_or(part.start, |before| before.start)..part.end);
             }
         }
         match walked {
@@ -107,16 +111,17 @@ impl Walk<'_> {
         }
     }
 
-    /// Makes sure that a slice is as it was written.
-    async fn check(&mut self, part: &Range<Lsn>, Told { reader, records }: Told) -> Result<()> {
+    /// Makes sure that a part of a slice is as it was written; gives how long it is.
+    async fn check(&mut self, Told { reader, bytes, records }: Told) -> Result<u64> {
         self.job.check()?;
+        let len = bytes.end - bytes.start;
         tokio::select! {
-            checked = reader.check_stored(|_| true, |_| ()) => checked?,
+            checked = reader.check_stored(holding(bytes), |_| ()) => checked?,
             () = self.job.cancel.cancelled() => return Err(EngineError::cancelled()),
         }
         self.records = self.records.saturating_add(records);
-        self.job.progress.add(part.end.0 - part.start.0);
-        Ok(())
+        self.job.progress.add(len);
+        Ok(len)
     }
 
     /// Reads and verifies the records of a part.
@@ -154,12 +159,32 @@ impl Walk<'_> {
     }
 }
 
-/// A slice, if all of it is meant, and it says that none of its records is notable.
-async fn told(log: &StoredLog, slice: usize, part: &Range<Lsn>) -> Result<Option<Told>> {
+/// What a slice says of a part of it that begins at `offset`: that none of its records is notable. Without the frame in which it
+/// ends if that is to be read.
+async fn told(
+    log: &StoredLog,
+    slice: usize,
+    offset: u64,
+    part: &Range<Lsn>,
+    but_its_end: bool,
+) -> Result<Option<Told>> {
     let reader = log.open(slice).await?;
     let records = reader.footer().log.as_ref().filter(|told| told.notable == Some(0)).map(|told| told.records);
-    let whole = Some(reader.raw_bytes()) == part.end.since(part.start);
-    Ok(records.filter(|_| whole).map(|records| Told { reader, records }))
+    let (Some(records), Some(len)) = (records, part.end.since(part.start)) else { return Ok(None) };
+    let mut bytes = offset..offset.saturating_add(len);
+    if but_its_end {
+        let ends = reader.footer().frames.iter().scan(0, |at, frame| {
+            *at += u64::from(frame.raw_len);
+            Some(*at)
+        });
+        bytes.end = ends.take_while(|end| *end < bytes.end).last().unwrap_or(0);
+    }
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let share = u128::from(records) * u128::from(bytes.end - bytes.start) / u128::from(reader.raw_bytes().max(1));
+    let records = u64::try_from(share).unwrap_or(records);
+    Ok(Some(Told { reader, bytes, records }))
 }
 
 impl Walked {
