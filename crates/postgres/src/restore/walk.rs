@@ -41,7 +41,7 @@ struct Obstacles {
 }
 
 /// Reads all of the log up to the cut, and makes sure that it is as it was written. What follows the base, of which a slice says
-/// that no record in it is notable, is not decompressed for that, but for the frame that ends at the cut; of the rest every
+/// that no record in it is notable, is not decompressed for that, but for the last segments before the cut; of the rest every
 /// record is verified.
 ///
 /// # Errors
@@ -84,11 +84,11 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     async fn run(&mut self, all: bool) -> Result<()> {
-        let (log, stop, cut) = (self.log, self.base.stop, self.log.segments().cut());
+        let (log, stop, end) = (self.log, self.base.stop, end(self.log));
         let parts = log.segments().runs(self.base.start).map(|(slice, offset, part)| async move {
-            // The records that belong to the base, and the one before the cut, have to be looked at.
+            // The records that belong to the base, and the last ones, have to be looked at.
             let is_told = !all && part.start >= stop;
-            let told = if is_told { told(log, slice, offset, &part, part.end == cut).await? } else { None };
+            let told = if is_told { told(log, slice, offset, part.start..part.end.min(end)).await? } else { None };
             Ok::<_, EngineError>((part, told))
         });
         let parts: Vec<_> = parts.collect();
@@ -159,32 +159,22 @@ impl Walk<'_> {
     }
 }
 
-/// What a slice says of a part of it that begins at `offset`: that none of its records is notable. Without the frame in which it
-/// ends if that is to be read.
-async fn told(
-    log: &StoredLog,
-    slice: usize,
-    offset: u64,
-    part: &Range<Lsn>,
-    but_its_end: bool,
-) -> Result<Option<Told>> {
+/// From where on everything is read: the beginning of the segment before the one with the cut, as of a segment the end may be
+/// nothing but zeros, and its first record may have begun in the one before.
+fn end(log: &StoredLog) -> Lsn {
+    let (cut, size) = (log.segments().cut(), u64::from(log.segments().expect().segment_size.bytes()));
+    Lsn((cut.0.saturating_sub(1) / size).saturating_sub(1) * size)
+}
+
+/// What a slice says of a part of it that begins at `offset`: that none of its records is notable.
+async fn told(log: &StoredLog, slice: usize, offset: u64, part: Range<Lsn>) -> Result<Option<Told>> {
+    let Some(len) = part.end.since(part.start).filter(|len| *len > 0) else { return Ok(None) };
     let reader = log.open(slice).await?;
     let records = reader.footer().log.as_ref().filter(|told| told.notable == Some(0)).map(|told| told.records);
-    let (Some(records), Some(len)) = (records, part.end.since(part.start)) else { return Ok(None) };
-    let mut bytes = offset..offset.saturating_add(len);
-    if but_its_end {
-        let ends = reader.footer().frames.iter().scan(0, |at, frame| {
-            *at += u64::from(frame.raw_len);
-            Some(*at)
-        });
-        bytes.end = ends.take_while(|end| *end < bytes.end).last().unwrap_or(0);
-    }
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let share = u128::from(records) * u128::from(bytes.end - bytes.start) / u128::from(reader.raw_bytes().max(1));
+    let Some(records) = records else { return Ok(None) };
+    let share = u128::from(records) * u128::from(len) / u128::from(reader.raw_bytes().max(1));
     let records = u64::try_from(share).unwrap_or(records);
-    Ok(Some(Told { reader, bytes, records }))
+    Ok(Some(Told { reader, bytes: offset..offset.saturating_add(len), records }))
 }
 
 impl Walked {

@@ -26,6 +26,10 @@ async fn five_moments_by_time_position_and_name() {
     let mut moments = Vec::new();
     for name in ["one", "two", "three", "four", "five"] {
         server.pgbench(&["-n", "-c", "4", "-t", "150"]).await.unwrap();
+        // Segments that end in zeros, and a cut soon after such an end.
+        if name != "three" {
+            server.sql("SELECT pg_switch_wal()").await.unwrap();
+        }
         let lsn = server.sql(&format!("SELECT pg_create_restore_point('{name}')")).await.unwrap();
         moments.push((name, clock(&server).await, lsn, contents(&server).await));
     }
