@@ -480,11 +480,15 @@ impl Restore {
         if killed.code == 0 {
             return Ok(());
         }
-        // Its server ends by itself.
+        // Its server ends by itself, unless it is the one that stays.
         let begun = Instant::now();
-        while self.has_server() {
+        while self.has_server() && !self.is_whole() {
             ensure!(begun.elapsed() < Duration::from_secs(60), "a server outlives its restore");
             sleep(Duration::from_millis(50)).await;
+        }
+        if self.is_whole() {
+            self.target.end_of_others().await?;
+            return self.target.restart().await;
         }
         let ran = cli.run(&self.line());
         if ran.code == 0 {
@@ -498,6 +502,12 @@ impl Restore {
         let ran = cli.run(&self.line());
         ensure!(ran.code == 0, "after {remedy}: {ran}");
         Ok(())
+    }
+
+    /// Whether all that was left was to start a server and to say so.
+    fn is_whole(&self) -> bool {
+        let data = self.target.data_dir();
+        data.join("PG_VERSION").exists() && !data.join("hindsight.restore").exists()
     }
 
     fn has_server(&self) -> bool {
