@@ -35,7 +35,7 @@ torture: ## the long form of the test that restores random moments of a hostile 
 
 torture-postgres: ## the same for PostgreSQL, with programs and servers killed and frozen meanwhile (about an hour)
 	@scripts/setup.sh
-	TORTURE_SEEDS=$${TORTURE_SEEDS:-1,2,3} TORTURE_MOMENTS=$${TORTURE_MOMENTS:-60} \
+	TORTURE_SEEDS=$${TORTURE_SEEDS:-1,2,3} TORTURE_MOMENTS=$${TORTURE_MOMENTS:-20} \
 		cargo test --release -p hindsight --test cli postgres::torture -- --nocapture
 
 damage: ## every stored object harmed in every way, with a restore after each
