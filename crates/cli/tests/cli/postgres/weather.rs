@@ -56,7 +56,7 @@ async fn what_a_server_lacks_is_named_with_its_remedy_and_nothing_is_switched_on
             "replication slot",
             "raise max_replication_slots",
         ),
-        (&["max_replication_slots = 10"], "weak", 6, "replication role", "ALTER ROLE name REPLICATION"),
+        (&["max_replication_slots = 10"], "weak", 6, "lacks a privilege", "ALTER ROLE name REPLICATION"),
         (&[], "closed", 6, "pg_hba.conf", "pg_hba.conf"),
     ] {
         if !settings.is_empty() {
