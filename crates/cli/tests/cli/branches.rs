@@ -14,9 +14,6 @@ use crate::support::{Cli, Started, same, setting, state_at, wait_for};
 /// How long anything here may take. Machines that run tests are busy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Times can be restored from the second on that begins after a base: it is over by then.
-const BASE_SECOND: Duration = Duration::from_secs(1);
-
 /// A moment, in the history of an epoch, with all that was there.
 struct Moment {
     what: String,
@@ -52,7 +49,7 @@ impl Scene {
         let agent = Some(cli.start_logged("agent", &cli.folder().join("agent.log")));
         let scene = Self { members, cli, agent, epoch: 1, made: 0, moments: Vec::new() };
         wait_for("a base", || (!scene.list("snapshots").is_empty()).then_some(()));
-        sleep(BASE_SECOND).await;
+        scene.base_is_over().await?;
         Ok(scene)
     }
 
@@ -64,6 +61,14 @@ impl Scene {
 
     fn log(&self) -> PathBuf {
         self.cli.folder().join("agent.log")
+    }
+
+    /// Times can be restored from the second on that begins after a base: waits until the newest one is that old.
+    async fn base_is_over(&self) -> Result<()> {
+        let snapshots = self.list("snapshots");
+        let ends = snapshots.iter().filter_map(|snapshot| snapshot["restore_time"].as_str());
+        let end = ends.max().context("no base")?;
+        self.members[0].sql(&format!("SELECT pg_sleep_until('{end}')")).await.map(|_| ())
     }
 
     /// Writes, sums up what is there, and waits until that can be restored in its own epoch.
@@ -168,7 +173,7 @@ impl Scene {
         self.prove(false).await?;
         // Then it goes, and the log before the other one with it.
         let other = self.cli.json("backup")["name"].as_str().context("no name")?.to_owned();
-        sleep(BASE_SECOND).await;
+        self.base_is_over().await?;
         let agent = self.cli.start_logged("agent", &self.log());
         self.epoch = failovers + 1;
         self.moments.clear();

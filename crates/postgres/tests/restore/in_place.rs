@@ -476,8 +476,7 @@ async fn killed_at_any_time_it_leaves_a_cluster_that_is_whole() {
         until("the server ends", || pid().is_none_or(|pid| test_kill_process(pid).is_err())).await;
         let plan = plan(&scene.stored.history().await, &Target::Latest, None, Timestamp::now()).unwrap();
         let destination = Destination::Directory(scene.directory());
-        let everything = Selection::default();
-        let prepared = restore::prepare(&scene.stored.cluster, &plan, &everything, &destination).await;
+        let prepared = restore::prepare(&scene.stored.cluster, &plan, &Selection::default(), &destination).await;
         let told = prepared.err().map_or("nothing is left".to_owned(), |error| {
             sh(&remedy(&error));
             error.what.split(": ").last().unwrap().to_owned()

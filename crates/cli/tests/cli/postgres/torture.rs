@@ -2,8 +2,8 @@
 //! the server are killed, frozen and started again. At random quiet moments everything is summed up; afterwards each of them is
 //! restored by its time and by its position, and compared.
 //!
-//! Short by default; what is replayed grows with each moment, so that twice as many take four times as long. The long form: `make torture-postgres`, or
-//! `TORTURE_SEEDS=1,2,3 TORTURE_MOMENTS=40 cargo test --release -p hindsight --test cli postgres::torture`.
+//! Short by default; what is replayed grows with each moment, so that twice as many take four times as long. The long form:
+//! `make torture-postgres`, or `TORTURE_SEEDS=1,2,3 TORTURE_MOMENTS=40 cargo test --release -p hindsight --test cli postgres::torture`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

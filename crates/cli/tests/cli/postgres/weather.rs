@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hindsight_repository::Identity;
-use hindsight_testkit::{PgState, Postgres, PostgresOptions, S3_SECRET_KEY, S3Server};
+use hindsight_testkit::{PgState, Postgres, PostgresOptions, S3_SECRET_KEY, S3Server, postgres_version};
 use secrecy::ExposeSecret as _;
 
 use crate::secrets::{Heard, children};
@@ -46,6 +46,8 @@ async fn what_a_server_lacks_is_named_with_its_remedy_and_nothing_is_switched_on
         }
         server.restart().await.unwrap();
     };
+    // In the server's words.
+    let role = if postgres_version().unwrap() < 16 { "replication role" } else { "REPLICATION attribute" };
     for (settings, user, code, what, hint) in [
         (&["wal_level = minimal", "max_wal_senders = 0"][..], "postgres", 3, "wal_level", "wal_level = replica"),
         (&["wal_level = replica"], "postgres", 3, "max_wal_senders", "max_wal_senders = 10"),
@@ -56,7 +58,7 @@ async fn what_a_server_lacks_is_named_with_its_remedy_and_nothing_is_switched_on
             "replication slot",
             "raise max_replication_slots",
         ),
-        (&["max_replication_slots = 10"], "weak", 6, "lacks a privilege", "ALTER ROLE name REPLICATION"),
+        (&["max_replication_slots = 10"], "weak", 6, role, "ALTER ROLE name REPLICATION"),
         (&[], "closed", 6, "pg_hba.conf", "pg_hba.conf"),
     ] {
         if !settings.is_empty() {
