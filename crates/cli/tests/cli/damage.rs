@@ -15,14 +15,16 @@ fn end(cli: &Cli, epoch: u64) -> Option<Timestamp> {
     ranges.iter().filter(|range| range["epoch"] == epoch).filter_map(|range| range["to"].as_str()?.parse().ok()).max()
 }
 
-/// Makes an agent capture what is written now.
+/// Makes an agent capture what is written now, in a second of its own: one that is told already would be waited for in vain.
 async fn captures(cli: &Cli, client: &Client, epoch: u64) {
+    second_after(client).await;
+    let before = end(cli, epoch);
     let agent = cli.start("agent");
     let things = client.database("shop").collection::<Document>("later");
     things.insert_one(doc! {}).await.unwrap();
     let (seconds, ..) = last_optime(client).await.unwrap();
     let written = Timestamp::from_second(i64::from(seconds)).unwrap();
-    wait_for("the capture", || end(cli, epoch).filter(|end| *end >= written));
+    wait_for("the capture", || end(cli, epoch).filter(|end| *end >= written && Some(*end) > before));
     agent.end("TERM").ends(0, "everything captured is stored");
 }
 

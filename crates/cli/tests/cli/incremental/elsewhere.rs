@@ -191,25 +191,33 @@ async fn nothing_builds_upon_what_a_promoted_standby_never_had() {
         cli.run(&line).ends(3, "left timeline 1 at");
     }
     let agent = cli.start_logged("agent", &log);
-    based(&cli, 4);
+    wait_for("the new history", || {
+        let listed = cli.json("list");
+        listed["pitr"]["ranges"].as_array().unwrap().iter().any(|range| range["epoch"] == 2).then_some(())
+    });
     let refused = cli.run(&format!("{INCREMENTAL} --parent {lost}")).ends(3, &format!("upon {lost}"));
     assert!(refused.err.contains("take a full backup"), "{refused}");
-    left_nothing(&cli, &standby, 4).await;
+    left_nothing(&cli, &standby, 3).await;
 
-    // Upon the base of the new history; and upon what both have in common, if the server's summaries begin just where its timeline does
+    // Without a name upon the newest that both have in common, if the server's summaries begin just where its timeline does
     // (those of 17.10 begin behind the header of a page).
-    change(&standby, 3).await;
-    let name = name_of(&cli, &standby, INCREMENTAL).await;
-    same(&state(&standby).await, &state_at(&cli, &name).await);
-    let ran = cli.run(&format!("{INCREMENTAL} --parent {before} -o json"));
+    let ran = cli.run(INCREMENTAL);
     if ran.code == 0 {
         let name = snapshots(&cli).pop().unwrap();
+        assert_eq!(cli.json(&format!("describe-backup {name}"))["builds_upon"][0], before);
         same(&state(&standby).await, &state_at(&cli, &name).await);
     } else {
         let refused = ran.ends(3, &format!("upon {before}"));
-        assert!(refused.err.contains("take a full backup") || refused.out.contains("take a full backup"), "{refused}");
-        left_nothing(&cli, &standby, 5).await;
+        assert!(refused.err.contains("take a full backup"), "{refused}");
+        left_nothing(&cli, &standby, 3).await;
     }
+
+    // And upon a base of the new history.
+    let full = name_of(&cli, &standby, "backup").await;
+    change(&standby, 3).await;
+    let name = name_of(&cli, &standby, INCREMENTAL).await;
+    assert_eq!(cli.json(&format!("describe-backup {name}"))["builds_upon"], serde_json::json!([full]));
+    same(&state(&standby).await, &state_at(&cli, &name).await);
     assert_eq!(agent.end("TERM").code, 0);
     cli.run("verify").ends(0, "Nothing is damaged.");
 }

@@ -46,8 +46,10 @@ async fn what_a_server_lacks_is_named_with_its_remedy_and_nothing_is_switched_on
         }
         server.restart().await.unwrap();
     };
-    // In the server's words.
-    let role = if postgres_version().unwrap() < 16 { "replication role" } else { "REPLICATION attribute" };
+    // In the words of the server's version.
+    let version = postgres_version().unwrap();
+    let role = if version < 16 { "replication role" } else { "REPLICATION attribute" };
+    let exceeded = if version < 17 { "exceeds max_wal_senders" } else { "exceeds \"max_wal_senders\"" };
     for (settings, user, code, what, hint) in [
         (&["wal_level = minimal", "max_wal_senders = 0"][..], "postgres", 3, "wal_level", "wal_level = replica"),
         (&["wal_level = replica"], "postgres", 3, "max_wal_senders", "max_wal_senders = 10"),
@@ -80,7 +82,7 @@ async fn what_a_server_lacks_is_named_with_its_remedy_and_nothing_is_switched_on
     let agent = cli.start_logged("agent", &cli.folder().join("agent.log"));
     wait_for("a first base", || base(&cli, 0));
     set(&["max_wal_senders = 0"]).await;
-    wait_for("the cause", || log(&cli).contains("exceeds max_wal_senders").then_some(()));
+    wait_for("the cause", || log(&cli).contains(exceeded).then_some(()));
     cli.run("agent").ends(3, "max_wal_senders = 10");
     set(&["max_wal_senders = 10"]).await;
     let end = position(&server).await;
