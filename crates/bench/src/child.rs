@@ -54,6 +54,11 @@ pub fn start(mut command: Command, servers: &[u32]) -> Result<Running> {
 }
 
 impl Running {
+    /// Processor seconds that it has used up to now.
+    pub fn cpu(&self) -> Result<f64> {
+        cpu_seconds(self.child.id())
+    }
+
     /// Waits for its end, which must be a success.
     pub async fn end(mut self) -> Result<Ended> {
         tokio::task::spawn_blocking(move || self.reap()).await?

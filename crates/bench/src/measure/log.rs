@@ -65,7 +65,8 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     say("updates while the log is read and compressed");
     let tailing = Tail::start(bench.source.uri(), now(&bench.source.client).await?, level);
     let followed = write(bench, PARTS / 2, &Commits::default()).await?;
-    let tailed = tailing.stop().await? * 2.0;
+    tailing.stop().await?;
+    let side_by_side = side_by_side(bench, &cluster, level).await?;
     free.extend(write_freely(bench).await?);
 
     let [mut without, mut with, mut folded] = [(); 3].map(|()| Rounds::default());
@@ -106,8 +107,9 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
         table.add(format!("capture lag under full load, {name}"), quantile(&lag, share), "s", note.as_str());
     }
     table.add("agent: processor", agent.spent.client / million, "core-s/million", "of updates");
-    let note = format!("to follow as many and compress them: {tailed:.2} core-s");
-    table.add("RATIO agent / raw read and zstd of the log", agent.spent.client / tailed, "x", note);
+    let SideBySide { agent: beside, tail } = side_by_side;
+    let note = format!("both at once follow the same {} updates: {beside:.2} and {tail:.2} core-s", bench.updates / 2);
+    table.add("RATIO agent / raw read and zstd of the log", beside / tail, "x", note);
     let note = format!("to read the same entries at once and compress them: {:.2} core-s", at_once.client());
     table.add("RATIO agent / raw read at once and zstd", agent.spent.client / at_once.client(), "x", note);
     table.add("agent: peak memory", mib(agent.peak), "MiB", "resident");
@@ -165,14 +167,41 @@ impl Capture {
         Ok(Self { agent, commits, probing })
     }
 
+    /// When all that was written until now is durable.
+    async fn caught_up(&self, bench: &Bench) -> Result<()> {
+        let mark = doc! {"insert": "marks", "documents": [{}]};
+        self.commits.note(&bench.source.client.database("junk").run_command(mark).await?)?;
+        wait("the end of the log", || async { Ok(self.commits.waiting() == 0) }).await
+    }
+
     /// When all is durable.
     async fn end(self, bench: &Bench) -> Result<Captured> {
-        let time = end_of_second(bench, &self.commits).await?;
-        wait("the end of the log", || async { Ok(self.commits.waiting() == 0) }).await?;
+        let time = end_of_second().await?;
+        // Which says that the log has come so far.
+        self.caught_up(bench).await?;
         self.probing.abort();
         let expected = bench.source.fingerprint(&bench.data).await?;
         Ok(Captured { time, expected, agent: self.agent.stop().await?, lag: self.commits.lags() })
     }
+}
+
+/// Processor seconds of an agent, and of reading and compressing the same log in the same moments: what else the machine does
+/// meanwhile weighs on both.
+struct SideBySide {
+    agent: f64,
+    tail: f64,
+}
+
+async fn side_by_side(bench: &Bench, cluster: &ClusterRepository, level: i32) -> Result<SideBySide> {
+    say("updates with an agent beside who reads and compresses the log");
+    let capture = Capture::start(bench, cluster).await?;
+    // What was written since the last agent is none of it.
+    capture.caught_up(bench).await?;
+    let before = capture.agent.cpu()?;
+    let tailing = Tail::start(bench.source.uri(), now(&bench.source.client).await?, level);
+    write(bench, PARTS / 2, &capture.commits).await?;
+    let Captured { agent, .. } = capture.end(bench).await?;
+    Ok(SideBySide { agent: agent.spent.client - before, tail: tailing.stop().await? })
 }
 
 /// Restores with a log that touches every document.
@@ -324,9 +353,8 @@ async fn update(client: &Client, count: u64, documents: u64, random: &mut StdRng
 }
 
 /// Lets the second pass in which the last update was made; gives the next one, up to which (and no
-/// further) a restore then has all updates. What is committed in that second says that the log has
-/// come so far.
-async fn end_of_second(bench: &Bench, commits: &Commits) -> Result<String> {
+/// further) a restore then has all updates.
+async fn end_of_second() -> Result<String> {
     let second = Timestamp::now().as_second() + 1;
     let time = Timestamp::from_second(second)?;
     while Timestamp::now() < time {
@@ -334,8 +362,6 @@ async fn end_of_second(bench: &Bench, commits: &Commits) -> Result<String> {
     }
     // Past the second that is named, also for a server whose clock counts operations.
     tokio::time::sleep(Duration::from_millis(1200)).await;
-    commits
-        .note(&bench.source.client.database("junk").run_command(doc! {"insert": "marks", "documents": [{}]}).await?)?;
     Ok(hindsight_format::format_time(time))
 }
 

@@ -1,5 +1,6 @@
 //! `agent`.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +61,12 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         metrics.set(own.clone()).ok();
         tokio::spawn(async move { own.watch(&cluster, &stop).await });
     }
-    agent.run(context.stop.clone()).await?;
+    // On a thread that hears of the network itself: the first one would have to be woken for each answer.
+    let stop = context.stop.clone();
+    match tokio::spawn(async move { agent.run(stop).await }).await {
+        Ok(ended) => ended?,
+        Err(ended) => resume_unwind(ended.into_panic()),
+    }
     tracing::info!("the agent ends");
     Ok(())
 }

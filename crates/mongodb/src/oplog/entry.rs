@@ -27,12 +27,17 @@ pub enum Op {
 
 impl Op {
     fn parse(element: &Element<'_>) -> Result<Self, EngineError> {
-        Ok(match text(element).map(str::as_bytes) {
-            Some([b'i']) => Self::Insert,
-            Some([b'u']) => Self::Update,
-            Some([b'd']) => Self::Delete,
-            Some([b'c']) => Self::Command,
-            Some([b'n']) => Self::Noop,
+        // Its length with the NUL, a letter and the NUL.
+        let letter = match element.value {
+            [2, 0, 0, 0, letter, 0] if element.kind == kind::STRING => Some(letter),
+            _ => None,
+        };
+        Ok(match letter {
+            Some(b'i') => Self::Insert,
+            Some(b'u') => Self::Update,
+            Some(b'd') => Self::Delete,
+            Some(b'c') => Self::Command,
+            Some(b'n') => Self::Noop,
             _ => {
                 let other = text(element);
                 return Err(EngineError::damaged(format!("the oplog has an entry of unknown kind {other:?}")).hint(
@@ -209,12 +214,26 @@ impl<'a> Head<'a> {
         let mut parts = Parts::default();
         let (mut ts, mut term) = (None, None);
         let mut elements = Elements::new(raw).map_err(malformed)?;
-        while let Some(element) = elements.next().map_err(malformed)? {
-            match *element.name {
-                [b't', b's'] => ts = timestamp(&element),
-                [b't'] => term = element.as_i64(),
-                [_] | [_, _] => parts.take(&element)?,
-                _ => continue,
+        loop {
+            // As servers write them: then there are no ends of names to look for.
+            let first = elements.peek();
+            let mut known = |kind, name_len| elements.known(kind, name_len).map_err(malformed);
+            match first {
+                Some([kind::STRING, b'o', b'p', 0]) => parts.op = Some(Op::parse(&known(kind::STRING, 2)?)?),
+                Some([kind::STRING, b'n', b's', 0]) => parts.ns = text(&known(kind::STRING, 2)?),
+                Some([kind::BINARY, b'u', b'i', 0]) => parts.uuid = uuid(&known(kind::BINARY, 2)?),
+                Some([kind::DOCUMENT, b'o', 0, _]) => parts.o = document(&known(kind::DOCUMENT, 1)?),
+                Some([kind::DOCUMENT, b'o', b'2', 0]) => parts.o2 = document(&known(kind::DOCUMENT, 2)?),
+                Some([kind::TIMESTAMP, b't', b's', 0]) => ts = timestamp(&known(kind::TIMESTAMP, 2)?),
+                Some([kind::INT64, b't', 0, _]) => term = known(kind::INT64, 1)?.as_i64(),
+                _ => {
+                    let Some(element) = elements.next().map_err(malformed)? else { break };
+                    match *element.name {
+                        [b't', b's'] => ts = timestamp(&element),
+                        [b't'] => term = element.as_i64(),
+                        _ => parts.take(&element)?,
+                    }
+                }
             }
             if ts.is_some() && term.is_some() && parts.are_all() {
                 break;

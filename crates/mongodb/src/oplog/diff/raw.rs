@@ -92,20 +92,37 @@ impl<'a> Elements<'a> {
     /// The next element; `None` at the end of the document.
     #[inline]
     pub(crate) fn next(&mut self) -> Result<Option<Element<'a>>, Malformed> {
-        let start = self.pos;
-        let Some((&kind, rest)) = self.body.get(start..).and_then(<[u8]>::split_first) else {
+        let Some((&kind, rest)) = self.rest().split_first() else {
             return Ok(None);
         };
         let name_len = cstring_len(rest).ok_or(Malformed("field name"))?;
-        let (name, after) = rest.split_at(name_len);
-        let after = after.get(1..).unwrap_or_default();
+        self.known(kind, name_len).map(Some)
+    }
+
+    /// The first bytes of the next element: its kind, and the beginning of its name.
+    #[inline]
+    pub(crate) fn peek(&self) -> Option<[u8; 4]> {
+        self.rest().first_chunk().copied()
+    }
+
+    /// The next element, which is of this kind, with a name of this length.
+    #[inline(always)]
+    pub(crate) fn known(&mut self, kind: u8, name_len: usize) -> Result<Element<'a>, Malformed> {
+        let (start, rest) = (self.pos, self.rest());
+        let after = rest.get(name_len + 2..).unwrap_or_default();
         let value_len = value_len(kind, after).ok_or(Malformed("element value"))?;
-        let end = start + 2 + name_len + value_len;
-        let (Some(value), Some(whole)) = (after.get(..value_len), self.body.get(start..end)) else {
+        let len = 2 + name_len + value_len;
+        let (Some(name), Some(value), Some(whole)) = (rest.get(1..=name_len), after.get(..value_len), rest.get(..len))
+        else {
             return Err(Malformed("element value"));
         };
-        self.pos = end;
-        Ok(Some(Element { kind, name, value, whole, start }))
+        self.pos = start + len;
+        Ok(Element { kind, name, value, whole, start })
+    }
+
+    #[inline]
+    fn rest(&self) -> &'a [u8] {
+        self.body.get(self.pos..).unwrap_or_default()
     }
 }
 
