@@ -66,7 +66,6 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
     let tailing = Tail::start(bench.source.uri(), now(&bench.source.client).await?, level);
     let followed = write(bench, PARTS / 2, &Commits::default()).await?;
     tailing.stop().await?;
-    let side_by_side = side_by_side(bench, &cluster, level).await?;
     free.extend(write_freely(bench).await?);
 
     let [mut without, mut with, mut folded] = [(); 3].map(|()| Rounds::default());
@@ -87,6 +86,7 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
         );
     }
     let whole = touch_all(bench, &cluster, &snapshot).await?;
+    let SideBySide { agent: beside, tail } = side_by_side(bench, &cluster, level).await?;
 
     let updated = updated(bench);
     let part = (bench.updates / PARTS) as f64;
@@ -107,7 +107,6 @@ pub async fn measure(bench: &mut Bench, mut free: Rounds) -> Result<()> {
         table.add(format!("capture lag under full load, {name}"), quantile(&lag, share), "s", note.as_str());
     }
     table.add("agent: processor", agent.spent.client / million, "core-s/million", "of updates");
-    let SideBySide { agent: beside, tail } = side_by_side;
     let note = format!("both at once follow the same {} updates: {beside:.2} and {tail:.2} core-s", bench.updates / 2);
     table.add("RATIO agent / raw read and zstd of the log", beside / tail, "x", note);
     let note = format!("to read the same entries at once and compress them: {:.2} core-s", at_once.client());
@@ -200,8 +199,10 @@ async fn side_by_side(bench: &Bench, cluster: &ClusterRepository, level: i32) ->
     let before = capture.agent.cpu()?;
     let tailing = Tail::start(bench.source.uri(), now(&bench.source.client).await?, level);
     write(bench, PARTS / 2, &capture.commits).await?;
-    let Captured { agent, .. } = capture.end(bench).await?;
-    Ok(SideBySide { agent: agent.spent.client - before, tail: tailing.stop().await? })
+    capture.caught_up(bench).await?;
+    let spent = SideBySide { agent: capture.agent.cpu()? - before, tail: tailing.stop().await? };
+    capture.end(bench).await?;
+    Ok(spent)
 }
 
 /// Restores with a log that touches every document.
