@@ -23,9 +23,9 @@ const HEARTBEAT: Duration = Duration::from_millis(1000);
 
 /// How long the log is left alone after an answer with little in it. A busy server answers with a few entries at a time otherwise,
 /// and each question costs it, and us, as much as hundreds of entries do.
-const REST: Duration = Duration::from_millis(250);
-/// An answer with so many bytes is not a little: there may be more.
-const MUCH: usize = 1 << 20;
+const REST: Duration = Duration::from_millis(500);
+/// An answer with so many bytes is not a little: there may be more. (A server sends 16 MiB at most.)
+const MUCH: usize = 4 << 20;
 /// Bytes of an empty array.
 const EMPTY: usize = 5;
 
