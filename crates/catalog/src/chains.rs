@@ -23,8 +23,8 @@ pub struct Chain {
 
 /// The chains of all streams, by epoch, stream and start; an epoch that branches off another has what counts of its slices in its chains, too.
 ///
-/// A chain begins at a position where no slice ends and takes the path that reaches furthest; among
-/// equals the one over the fewest slices, then over the higher fence. A chain that lies within
+/// A chain begins at a position where no slice ends and takes the path that reaches furthest, and among
+/// those the latest time; among equals the one over the fewest slices, then over the higher fence. A chain that lies within
 /// another one is left out. Chains may overlap, where slices do without meeting. The time it takes
 /// grows with the number of slices as sorting them does.
 pub fn chains(history: &History) -> Vec<Chain> {

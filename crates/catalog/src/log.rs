@@ -4,12 +4,14 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 use hindsight_format::{Point, Position, StoredSlice};
+use jiff::Timestamp;
 
 use crate::history::History;
 
-/// How good it is to go on with a slice, best last: how far it leads, over how few slices, written
-/// under which fence. The slice's index makes the choice the same on every run.
-type Rank<'a> = (&'a str, Reverse<u32>, u64, Reverse<usize>);
+/// How good it is to go on with a slice, best last: how far it leads, until when the log is known to have ended there (which
+/// differs where servers of two histories wrote as far), over how few slices, written under which fence. The slice's index makes
+/// the choice the same on every run.
+type Rank<'a> = (&'a str, Timestamp, Reverse<u32>, u64, Reverse<usize>);
 
 /// Where the best path from a slice leads.
 #[derive(Clone, Copy)]
@@ -161,7 +163,8 @@ impl<'a> Log<'a> {
 
     fn rank(&self, index: usize) -> Rank<'a> {
         let way = self.ways[index];
-        (end(self.slices[way.last]).order(), Reverse(way.hops), self.slices[index].name.fence, Reverse(index))
+        let reached = self.latest(&self.slices[way.last].name.end);
+        (reached.position.order(), reached.time, Reverse(way.hops), self.slices[index].name.fence, Reverse(index))
     }
 }
 

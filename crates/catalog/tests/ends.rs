@@ -74,6 +74,16 @@ fn a_time_after_all_that_is_stored_is_clamped_where_nothing_came_after() {
 }
 
 #[test]
+fn of_two_logs_that_lead_as_far_the_one_counts_that_is_known_to_have_rested_there() {
+    // In one slice, but of a server of another history.
+    let mut history = resting(5);
+    history.slices.push(slice(p(0), point(40, 40, 99), 11));
+    assert_eq!(timeline(&history).ranges.iter().map(seen).collect::<Vec<_>>(), [want(&["a"], 10, 40, Some((11, 45)))]);
+    let planned = plan(&history, &Target::Before(at(45)), None, at(100)).unwrap();
+    assert_eq!(read(&planned), ("a".to_owned(), vec![(10, 20), (20, 30), (30, 40)]));
+}
+
+#[test]
 fn a_trail_is_of_the_newest_log_in_one_piece() {
     let told = |history: &History| -> Vec<Vec<(i64, String)>> {
         let told = |trail: &Vec<Point>| trail.iter().map(|p| (n(p), p.position.tag().to_owned())).collect();
