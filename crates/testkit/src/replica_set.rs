@@ -294,15 +294,19 @@ impl ReplicaSet {
         let old = self.wait_primary().await?;
         // In a set of one the old primary is the next one too, after that many seconds.
         let (seconds, catch_up) = if self.members.len() == 1 { (1, 0) } else { (15, 10) };
-        self.direct_client(old)
-            .await?
-            .database("admin")
-            .run_command(doc! {
-                "replSetStepDown": seconds,
-                "secondaryCatchUpPeriodSecs": catch_up,
-                "force": self.members.len() == 1,
-            })
-            .await?;
+        let command = doc! {
+            "replSetStepDown": seconds,
+            "secondaryCatchUpPeriodSecs": catch_up,
+            "force": self.members.len() == 1,
+        };
+        let (admin, begun) = (self.direct_client(old).await?.database("admin"), Instant::now());
+        while let Err(error) = admin.run_command(command.clone()).await {
+            // ExceededTimeLimit: no other member has caught up yet.
+            let lags = matches!(&*error.kind, mongodb::error::ErrorKind::Command(failed) if failed.code == 262);
+            if !lags || begun.elapsed() > PATIENCE {
+                return Err(error.into());
+            }
+        }
         self.wait_primary().await
     }
 
