@@ -73,7 +73,7 @@ impl Running {
     fn reap(&mut self) -> Result<Ended> {
         // Its times can be read until it is waited for.
         waitid(WaitId::Pid(Pid::from_child(&self.child)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)?;
-        let cpu = cpu_seconds(self.child.id())?;
+        let cpu = self.cpu()?;
         let meter = std::mem::replace(&mut self.meter, Meter::start(&[])?);
         let spent = meter.stop_with(Some(cpu))?;
         let status: ExitStatus = self.child.wait()?;

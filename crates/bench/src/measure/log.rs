@@ -178,9 +178,15 @@ impl Capture {
         let time = end_of_second().await?;
         // Which says that the log has come so far.
         self.caught_up(bench).await?;
-        self.probing.abort();
         let expected = bench.source.fingerprint(&bench.data).await?;
-        Ok(Captured { time, expected, agent: self.agent.stop().await?, lag: self.commits.lags() })
+        let lag = self.commits.lags();
+        Ok(Captured { time, expected, agent: self.stop().await?, lag })
+    }
+
+    /// Whatever is durable.
+    async fn stop(self) -> Result<Ended> {
+        self.probing.abort();
+        self.agent.stop().await
     }
 }
 
@@ -201,7 +207,7 @@ async fn side_by_side(bench: &Bench, cluster: &ClusterRepository, level: i32) ->
     write(bench, PARTS / 2, &capture.commits).await?;
     capture.caught_up(bench).await?;
     let spent = SideBySide { agent: capture.agent.cpu()? - before, tail: tailing.stop().await? };
-    capture.end(bench).await?;
+    capture.stop().await?;
     Ok(spent)
 }
 
