@@ -187,8 +187,9 @@ async fn nothing_builds_upon_what_a_promoted_standby_never_had() {
     change(&standby, 2).await;
 
     // Nobody has said yet that its history is the one to go on with.
-    for line in [INCREMENTAL.to_owned(), format!("{INCREMENTAL} --parent {before}")] {
-        cli.run(&line).ends(3, "left timeline 1 at");
+    let upon_before = [INCREMENTAL.to_owned(), format!("{INCREMENTAL} --parent {before}")];
+    for line in &upon_before {
+        cli.run(line).ends(3, "left timeline 1 at");
     }
     let agent = cli.start_logged("agent", &log);
     wait_for("the new history", || {
@@ -199,17 +200,21 @@ async fn nothing_builds_upon_what_a_promoted_standby_never_had() {
     assert!(refused.err.contains("take a full backup"), "{refused}");
     left_nothing(&cli, &standby, 3).await;
 
-    // Without a name upon the newest that both have in common, if the server's summaries begin just where its timeline does
+    // Upon the newest that both have in common, named or not, if the server's summaries begin just where its timeline does
     // (those of 17.10 begin behind the header of a page).
-    let ran = cli.run(INCREMENTAL);
-    if ran.code == 0 {
-        let name = snapshots(&cli).pop().unwrap();
-        assert_eq!(cli.json(&format!("describe-backup {name}"))["builds_upon"][0], before);
-        same(&state(&standby).await, &state_at(&cli, &name).await);
-    } else {
-        let refused = ran.ends(3, &format!("upon {before}"));
-        assert!(refused.err.contains("take a full backup"), "{refused}");
-        left_nothing(&cli, &standby, 3).await;
+    let mut stored = 3;
+    for line in &upon_before {
+        let ran = cli.run(line);
+        if ran.code == 0 {
+            stored += 1;
+            let name = snapshots(&cli).pop().unwrap();
+            assert_eq!(cli.json(&format!("describe-backup {name}"))["builds_upon"][0], before);
+            same(&state(&standby).await, &state_at(&cli, &name).await);
+        } else {
+            let refused = ran.ends(3, &format!("upon {before}"));
+            assert!(refused.err.contains("take a full backup"), "{refused}");
+            left_nothing(&cli, &standby, stored).await;
+        }
     }
 
     // And upon a base of the new history.
