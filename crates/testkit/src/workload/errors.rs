@@ -36,6 +36,7 @@ const TOLERATED: &[(i32, &str)] = &[
     (167, "OptionNotSupportedOnView: views of views share their collation"),
     (171, "CannotIndexParallelArrays"),
     (175, "QueryPlanKilled: the collection was dropped meanwhile"),
+    (181, "AmbiguousIndexKeyPattern: two indexes have the key of the one to drop"),
     (201, "CannotBuildIndexKeys: symbols have no place in an index with a collation"),
     (215, "DatabaseDropPending"),
     (246, "SnapshotUnavailable: the catalog changed since the transaction began"),
