@@ -1,6 +1,7 @@
 //! Following a log.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -73,6 +74,13 @@ pub trait LogReader: Send {
     /// Appends what comes next, as soon as something comes; returns with nothing new after about a
     /// second, so that the caller can look after other things.
     async fn read(&mut self, buffer: &mut LogBuffer) -> Result<()>;
+
+    /// How long who follows it for long does well to leave it alone after an answer with little in it, so that what comes
+    /// meanwhile comes in one answer too: under load, asking for each write by itself costs both sides more than the
+    /// writes do.
+    fn rest(&self) -> Duration {
+        Duration::from_millis(200)
+    }
 
     /// Everything up to `until` is in the repository: where a server keeps its log for whoever follows it, it may forget
     /// that much. Must not wait.

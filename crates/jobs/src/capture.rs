@@ -19,10 +19,7 @@ use crate::standstill::Standing;
 /// Bytes of log after which a slice is stored whatever its age.
 const SLICE: usize = 16 << 20;
 
-/// How long the log is left alone after an answer, so that what comes meanwhile comes in one answer too: under load,
-/// asking for each write by itself costs the server and the agent more than the writes do.
-const REST: Duration = Duration::from_millis(200);
-/// Unless the answer was as large as this: then there is more.
+/// The log gets no rest after an answer as large as this: there may be more.
 const LARGE: usize = 4 << 20;
 
 /// Where slices go.
@@ -112,7 +109,7 @@ impl Capture {
             let read = self.buffer.len() - before;
             self.read += read as u64;
             if (1..LARGE).contains(&read) && !config.synchronous {
-                self.rest_until = Instant::now() + REST;
+                self.rest_until = Instant::now() + self.reader.rest();
             }
         }
         if self.buffer.substantial && self.waiting_since.is_none() {

@@ -129,7 +129,7 @@ impl Engine for MongoEngine {
             None => source.progress().await?.committed,
         };
         Ok(match OplogReader::open(&source.client, after).await? {
-            Opened::Continues(reader) => LogStart::Continues { reader: reader.leisurely(), at: after.point()? },
+            Opened::Continues(reader) => LogStart::Continues { reader, at: after.point()? },
             Opened::Lost(cause) => LogStart::Lost { cause },
         })
     }

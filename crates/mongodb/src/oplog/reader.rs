@@ -10,7 +10,6 @@ use hindsight_format::LogSummary;
 use mongodb::Client;
 use mongodb::options::{CursorType, ReadConcern};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
-use tokio::time::{Instant, sleep_until};
 
 use super::diff::raw::Elements;
 use super::entry::{Entry, Head, Op, Operation, malformed};
@@ -24,10 +23,6 @@ const HEARTBEAT: Duration = Duration::from_millis(1000);
 /// How long the log is left alone after an answer with little in it. A busy server answers with a few entries at a time otherwise,
 /// and each question costs it, and us, as much as hundreds of entries do.
 const REST: Duration = Duration::from_millis(500);
-/// An answer with so many bytes is not a little: there may be more. (A server sends 16 MiB at most.)
-const MUCH: usize = 4 << 20;
-/// Bytes of an empty array.
-const EMPTY: usize = 5;
 
 /// A tailing cursor on `local.oplog.rs` that delivers only what a majority has committed.
 pub(crate) struct OplogReader {
@@ -36,9 +31,6 @@ pub(crate) struct OplogReader {
     /// Read to see whether the log goes on; not delivered yet.
     first: Option<RawBatch>,
     last: Optime,
-    /// Whether it is to follow at leisure, and until when it is left alone.
-    leisurely: bool,
-    rest: Option<Instant>,
 }
 
 /// Whether the oplog goes on after a position.
@@ -99,9 +91,7 @@ impl OplogReader {
         if found != Some(after) {
             return Ok(Opened::Lost(Self::why(client, after).await?));
         }
-        let client = client.clone();
-        let reader = Self { client, cursor, first: Some(batch), last: after, leisurely: false, rest: None };
-        Ok(Opened::Continues(Box::new(reader)))
+        Ok(Opened::Continues(Box::new(Self { client: client.clone(), cursor, first: Some(batch), last: after })))
     }
 
     async fn why(client: &Client, after: Optime) -> Result<String> {
@@ -117,12 +107,6 @@ impl OplogReader {
         })
     }
 
-    /// The same for who follows for long, and need not know at once what there is.
-    pub(crate) fn leisurely(mut self: Box<Self>) -> Box<Self> {
-        self.leisurely = true;
-        self
-    }
-
     /// The last entry delivered.
     pub(crate) fn last(&self) -> Optime {
         self.last
@@ -132,9 +116,6 @@ impl OplogReader {
         let documents = batch.doc_slices().map_err(|e| driver("reading the oplog", e))?;
         let mut entries = Elements::new(documents.as_bytes()).map_err(malformed)?;
         let mut tally = Tally::default();
-        if self.leisurely && (1..MUCH).contains(&documents.as_bytes().len().saturating_sub(EMPTY)) {
-            self.rest = Some(Instant::now() + REST);
-        }
         while let Some(element) = entries.next().map_err(malformed)? {
             let head = Head::parse(element.value)?;
             if head.at <= self.last {
@@ -204,10 +185,6 @@ fn count_command(operation: &Operation<'_>, summary: &mut LogSummary, secs: i64)
 #[async_trait]
 impl LogReader for OplogReader {
     async fn read(&mut self, buffer: &mut LogBuffer) -> Result<()> {
-        if let Some(until) = self.rest {
-            sleep_until(until).await;
-            self.rest = None;
-        }
         let next = match self.first.take() {
             Some(batch) => Some(Ok(batch)),
             None => self.cursor.next().await,
@@ -218,11 +195,15 @@ impl LogReader for OplogReader {
             // The server closed the cursor: go on with another, if the chain still holds.
             None => match Self::open(&self.client, self.last).await? {
                 Opened::Continues(reader) => {
-                    *self = Self { leisurely: self.leisurely, ..*reader };
+                    *self = *reader;
                     Ok(())
                 }
                 Opened::Lost(cause) => Err(EngineError::new(hindsight_engine::FailureKind::Server, cause)),
             },
         }
+    }
+
+    fn rest(&self) -> Duration {
+        REST
     }
 }
