@@ -135,7 +135,7 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
         let by_time = random.random_bool(0.5);
         let state = loop {
             let state = match open {
-                true => ClusterState::read(&secondary(&source, optime).await?).await?,
+                true => agreed(&source, optime).await?,
                 false => ClusterState::read(&client).await?,
             };
             if by_time {
@@ -186,15 +186,29 @@ async fn first_base(here: &Protected) -> Result<()> {
     Ok(())
 }
 
-/// A secondary that has everything up to `optime`.
-async fn secondary(source: &ReplicaSet, optime: (u32, u32, i64)) -> Result<mongodb::Client> {
+/// What all secondaries hold.
+async fn agreed(source: &ReplicaSet, optime: (u32, u32, i64)) -> Result<ClusterState> {
     let primary = source.primary_index().await.context("no primary")?;
-    let client = source.direct_client((primary + 1) % source.members().len()).await?;
+    let members = source.members().len();
+    let mut states = Vec::new();
+    for other in 1..members {
+        let client = secondary(source, (primary + other) % members, optime).await?;
+        states.push(ClusterState::read(&client).await?);
+    }
+    let first = states.pop().context("no secondary")?;
+    for state in states {
+        let differences = first.diff(&state);
+        ensure!(differences.is_empty(), "the members differ at {optime:?}:\n{}", differences.join("\n"));
+    }
+    Ok(first)
+}
+
+/// A secondary that has everything up to `optime`, and nothing that will be rolled back.
+async fn secondary(source: &ReplicaSet, member: usize, optime: (u32, u32, i64)) -> Result<mongodb::Client> {
+    let client = source.direct_client(member).await?;
     let begun = Instant::now();
     loop {
-        let hello = client.database("admin").run_command(doc! {"hello": 1}).await?;
-        let applied = hello.get_document("lastWrite")?.get_document("opTime")?.get_timestamp("ts")?;
-        if (applied.time, applied.increment) >= (optime.0, optime.1) {
+        if last_optime(&client).await? >= optime {
             return Ok(client);
         }
         ensure!(begun.elapsed() < Duration::from_secs(60), "the secondary does not catch up");
@@ -205,7 +219,7 @@ async fn secondary(source: &ReplicaSet, optime: (u32, u32, i64)) -> Result<mongo
 /// Restores every moment twice, and compares.
 async fn prove(store: &Store, here: &Protected, source: &ReplicaSet, recorded: &[Moment]) -> Result<usize> {
     let client = source.client().await?;
-    let mut restored = 0;
+    let (mut restored, mut wrong) = (0, 0);
     // The next empty server is started while the present one is filled.
     let start = || tokio::spawn(ReplicaSet::single());
     let mut next = start();
@@ -224,7 +238,12 @@ async fn prove(store: &Store, here: &Protected, source: &ReplicaSet, recorded: &
                 println!("{}: {text}", about());
             }
         }
-        same(&empty.client().await?, &moment.state).await.with_context(|| format!("{} in an empty server", about()))?;
+        if let Err(error) = same(&empty.client().await?, &moment.state).await {
+            println!("WRONG {} in an empty server: {error:#}", about());
+            story(here, &client, &error.to_string(), &moment.target).await?;
+            wrong += 1;
+            continue;
+        }
         // With next to no memory for the log: most of it goes to disk.
         here.set("restore.foldMemoryMib", "1").await?;
         let run = here.restore_into(here, moment.target.clone(), Selection::default());
@@ -233,5 +252,34 @@ async fn prove(store: &Store, here: &Protected, source: &ReplicaSet, recorded: &
         same(&client, &moment.state).await.with_context(|| format!("{} over the original", about()))?;
         restored += 2;
     }
+    ensure!(wrong == 0, "{wrong} restores were wrong, {restored} exact");
     Ok(restored)
+}
+
+/// The snapshots, and what the oplog says of the collections that are not what they were.
+async fn story(here: &Protected, client: &mongodb::Client, differences: &str, target: &Target) -> Result<()> {
+    for manifest in here.cluster.snapshots().await? {
+        println!("  {} of the {}: {:?}", manifest.id, manifest.source.role, manifest.streams);
+    }
+    let until = match target {
+        Target::Before(time) | Target::Through { time, .. } => u32::try_from(time.as_second())?,
+        _ => u32::MAX,
+    };
+    let names: BTreeSet<&str> =
+        differences.lines().filter_map(|line| line.split_once(": ").map(|(ns, _)| ns)).collect();
+    let oplog = client.database("local").collection::<bson::Document>("oplog.rs");
+    let mut entries = oplog
+        .find(doc! {"op": "c", "ts": {"$lte": bson::Timestamp { time: until.saturating_add(2), increment: 0 }}})
+        .await?;
+    while let Some(entry) = entries.try_next().await? {
+        let db = entry.get_str("ns")?.split('.').next().unwrap_or_default();
+        let text = format!("{}", entry.get_document("o")?);
+        if names.iter().any(|ns| {
+            ns.strip_prefix(db).and_then(|rest| rest.strip_prefix('.')).is_some_and(|name| text.contains(name))
+        }) || text.contains("dropDatabase")
+        {
+            println!("  {:?} t{:?} {:?} {:.400}", entry.get_timestamp("ts")?, entry.get("t"), entry.get("ui"), text);
+        }
+    }
+    Ok(())
 }
