@@ -1,12 +1,13 @@
 //! The replica set: who it is, who is in it, whom to read from.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bson::{Document, Timestamp, doc};
 use hindsight_engine::{EngineError, FailureKind, Member, Result};
 use hindsight_format::ClusterIdentity;
 use mongodb::Client;
 use mongodb::options::{ClientOptions, ServerAddress};
+use tokio::time::sleep;
 
 use crate::failure::{driver, unsupported};
 use crate::optime::Optime;
@@ -15,6 +16,8 @@ use crate::optime::Optime;
 pub(crate) const MAX_LAG: i64 = 10;
 /// How long a member may not know what is committed.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long what is written may not be committed.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A connection to a replica set, through its present primary or whichever member the connection
 /// string names.
@@ -197,6 +200,29 @@ impl Source {
         progress(&self.client).await
     }
 
+    /// Waits until this member has applied all that it shows by now, and says up to where it has then. What it says at
+    /// once may be less: a secondary shows what a batch of entries does to indexes before it says that it has applied
+    /// the batch (6.0.5, tried). But the cluster's time, which each answer carries, is never before an entry that the
+    /// member knows of (mongo/src/mongo/db/vector_clock.h).
+    pub(crate) async fn shown(&self) -> Result<Optime> {
+        let hello = hello(&self.client).await?;
+        let known = hello.get_document("$clusterTime").and_then(|time| time.get_timestamp("clusterTime")).ok();
+        let begun = Instant::now();
+        loop {
+            let applied = self.progress().await?.applied;
+            if known.is_none_or(|known| applied.timestamp() >= known) {
+                return Ok(applied);
+            }
+            // Time may have gone on without an entry: a primary at rest writes one every 10 s.
+            if begun.elapsed() > COMMIT_PATIENCE {
+                let message = format!("{} did not apply within 2 minutes what it knew of", self.host);
+                return Err(EngineError::new(FailureKind::Server, message)
+                    .hint("see `status`: a majority of the members must be up and replicating"));
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Which life of the member this is, and which of its states: another one after each restart, election, rollback
     /// and reconfiguration (`topologyVersion`, mongo/src/mongo/db/repl/topology_version_observer.h).
     pub(crate) async fn standing(&self) -> Result<Option<Document>> {
@@ -206,7 +232,7 @@ impl Source {
 
 /// How far the member behind `client` is.
 pub(crate) async fn progress(client: &Client) -> Result<Progress> {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         let hello = hello(client).await?;
         let write = hello.get_document("lastWrite").map_err(|e| odd("hello", &e))?;
@@ -220,7 +246,7 @@ pub(crate) async fn progress(client: &Client) -> Result<Progress> {
             )
             .hint("see `status`: a majority of the members must be up and replicating"));
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -241,19 +267,19 @@ fn read_progress(write: &Document) -> Result<Option<Progress>> {
 /// Waits until `optime` is safe from rollback on the member behind `client`.
 pub(crate) async fn wait_committed(client: &Client, optime: Optime) -> Result<()> {
     let mut pause = Duration::from_millis(5);
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         if progress(client).await?.committed >= optime {
             return Ok(());
         }
-        if begun.elapsed() > Duration::from_secs(120) {
+        if begun.elapsed() > COMMIT_PATIENCE {
             return Err(EngineError::new(
                 hindsight_engine::FailureKind::Server,
                 format!("{optime} was not committed by a majority of the members within 2 minutes"),
             )
             .hint("see `status`: a majority of the members must be up and replicating"));
         }
-        tokio::time::sleep(pause).await;
+        sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(200));
     }
 }
@@ -325,12 +351,52 @@ pub(crate) fn number(doc: &Document, field: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use hindsight_testkit::ReplicaSet;
+
     use super::*;
 
     #[test]
     fn a_string_without_a_host_is_told_from_others() {
         assert!(["mongodb://a", "mongodb://u:p@a:1,b/x?y=z", "mongodb+srv://u@a/"].into_iter().all(names_a_host));
         assert!(!["", "mongodb://", "mongodb://u:p@", "mongodb://u:p@/a?b=c"].into_iter().any(names_a_host));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_a_secondary_shows_ahead_of_what_it_has_applied_is_waited_for() -> anyhow::Result<()> {
+        let set = ReplicaSet::builder().members(2).arg("--setParameter").arg("enableTestCommands=1").start().await?;
+        let primary = Source { client: set.client().await?, host: String::new(), role: String::new() };
+        let secondary = Source { client: set.direct_client(1 - set.wait_primary().await?).await?, ..primary.clone() };
+        let app = primary.client.database("app");
+        // Whether a batch of entries that is applied comes to its end.
+        let stop = async |mode: &str| {
+            let stop = doc! {"configureFailPoint": "pauseBatchApplicationBeforeCompletion", "mode": mode};
+            secondary.client.database("admin").run_command(stop).await
+        };
+        // It may stop too early, with a sign of life.
+        for _ in 0..10 {
+            let index = doc! {"name": "n", "key": {"n": 1}};
+            app.run_command(doc! {"createIndexes": "things", "indexes": [index], "writeConcern": {"w": 2}}).await?;
+            stop("alwaysOn").await?;
+            app.run_command(doc! {"dropIndexes": "things", "index": "n", "writeConcern": {"w": 1}}).await?;
+            let dropped = primary.progress().await?.applied;
+            for _ in 0..20 {
+                let shown = secondary.client.database("app").run_command(doc! {"listIndexes": "things"}).await?;
+                if shown.get_document("cursor")?.get_array("firstBatch")?.len() == 1 {
+                    assert!(secondary.progress().await?.applied < dropped);
+                    let shown = tokio::spawn({
+                        let secondary = secondary.clone();
+                        async move { secondary.shown().await }
+                    });
+                    sleep(Duration::from_millis(200)).await;
+                    stop("off").await?;
+                    assert!(shown.await?? >= dropped);
+                    return Ok(());
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+            stop("off").await?;
+        }
+        anyhow::bail!("the drop of an index was never seen early")
     }
 
     #[test]

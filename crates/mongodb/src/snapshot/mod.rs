@@ -70,7 +70,7 @@ pub(crate) async fn take(cluster: &Cluster, job: &Job, request: &SnapshotRequest
 
     let both = hashing.again(job, &source, &selection).await;
     job.progress.step("closing the log", None);
-    let end = source.progress().await?.applied;
+    let end = source.shown().await?;
     confirm(&source, end).await?;
     let own = log.finish(end).await?;
 
@@ -161,7 +161,7 @@ async fn list(source: &Source, selection: &Selection) -> Result<Vec<catalog::Fou
     for _ in 0..LISTINGS {
         let before = source.standing().await?;
         let found = catalog::list(source, selection).await?;
-        confirm(source, source.progress().await?.applied).await?;
+        confirm(source, source.shown().await?).await?;
         if source.standing().await? == before {
             return Ok(found);
         }
