@@ -173,7 +173,7 @@ impl Workload {
             match self.rest().await {
                 Ok(Some(optime)) => break optime,
                 Ok(None) if begun.elapsed() < PATIENCE => {}
-                Ok(None) => bail!("seed {}: index builds go on for {PATIENCE:?}", self.seed),
+                Ok(None) => bail!("seed {}: index builds go on, or there is no primary, for {PATIENCE:?}", self.seed),
                 Err(_) if self.shared.options.failovers && begun.elapsed() < PATIENCE => {}
                 Err(error) => return Err(error.context(format!("seed {}", self.seed))),
             }
@@ -250,9 +250,13 @@ impl Workload {
         }
     }
 
-    /// The optime, majority committed, unless an index build goes on by itself, as they do when their primary steps down.
+    /// The optime, majority committed, unless an index build goes on by itself, as they do when their primary steps down, or
+    /// the driver has not heard yet who is primary.
     async fn rest(&self) -> Result<Option<(u32, u32, i64)>> {
         let admin = self.client.database("admin");
+        if !admin.run_command(doc! {"hello": 1}).await?.get_bool("isWritablePrimary")? {
+            return Ok(None);
+        }
         let builds = doc! {"$match": {"desc": {"$regex": "^IndexBuildsCoordinator"}}};
         let current = doc! {"$currentOp": {"allUsers": true, "idleConnections": false}};
         let ops: Vec<_> = admin.aggregate([current, builds]).await?.try_collect().await?;

@@ -146,7 +146,8 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
                 }
             }
             // A server may still be at work on a write that its client has given up on, such as the build of an index.
-            let after = last_optime(&client).await?;
+            // That is asked of the primary: for a moment after an election the driver may take another one for it.
+            let after = last_optime(&source.direct_client(source.wait_primary().await?).await?).await?;
             if after == optime {
                 break state;
             }
