@@ -77,9 +77,9 @@ pub trait LogReader: Send {
 
     /// How long who follows it for long does well to leave it alone after an answer with little in it, so that what comes
     /// meanwhile comes in one answer too: under load, asking for each write by itself costs both sides more than the
-    /// writes do.
+    /// writes do. Not at all where an answer with little in it does not mean that there was no more.
     fn rest(&self) -> Duration {
-        Duration::from_millis(200)
+        Duration::ZERO
     }
 
     /// Everything up to `until` is in the repository: where a server keeps its log for whoever follows it, it may forget
