@@ -16,7 +16,7 @@ use crate::optime::Optime;
 pub(crate) const MAX_LAG: i64 = 10;
 /// How long a member may not know what is committed.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long what is written may not be committed.
+/// How long what is written may be neither applied nor committed.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A connection to a replica set, through its present primary or whichever member the connection
@@ -207,20 +207,10 @@ impl Source {
     pub(crate) async fn shown(&self) -> Result<Optime> {
         let hello = hello(&self.client).await?;
         let known = hello.get_document("$clusterTime").and_then(|time| time.get_timestamp("clusterTime")).ok();
-        let begun = Instant::now();
-        loop {
-            let applied = self.progress().await?.applied;
-            if known.is_none_or(|known| applied.timestamp() >= known) {
-                return Ok(applied);
-            }
-            // Time may have gone on without an entry: a primary at rest writes one every 10 s.
-            if begun.elapsed() > COMMIT_PATIENCE {
-                let message = format!("{} did not apply within 2 minutes what it knew of", self.host);
-                return Err(EngineError::new(FailureKind::Server, message)
-                    .hint("see `status`: a majority of the members must be up and replicating"));
-            }
-            sleep(Duration::from_millis(5)).await;
-        }
+        // Time may have gone on without an entry: a primary at rest writes one every 10 s.
+        let enough = |progress: &Progress| known.is_none_or(|known| progress.applied.timestamp() >= known);
+        let unmet = || format!("{} did not apply within 2 minutes what it knew of", self.host);
+        Ok(wait(&self.client, enough, unmet).await?.applied)
     }
 
     /// Which life of the member this is, and which of its states: another one after each restart, election, rollback
@@ -266,18 +256,22 @@ fn read_progress(write: &Document) -> Result<Option<Progress>> {
 
 /// Waits until `optime` is safe from rollback on the member behind `client`.
 pub(crate) async fn wait_committed(client: &Client, optime: Optime) -> Result<()> {
+    let unmet = || format!("{optime} was not committed by a majority of the members within 2 minutes");
+    wait(client, |progress| progress.committed >= optime, unmet).await.map(drop)
+}
+
+/// Asks the member behind `client` how far it is until that is enough; `unmet` says what was not, when it takes too long.
+async fn wait(client: &Client, enough: impl Fn(&Progress) -> bool, unmet: impl FnOnce() -> String) -> Result<Progress> {
     let mut pause = Duration::from_millis(5);
     let begun = Instant::now();
     loop {
-        if progress(client).await?.committed >= optime {
-            return Ok(());
+        let progress = progress(client).await?;
+        if enough(&progress) {
+            return Ok(progress);
         }
         if begun.elapsed() > COMMIT_PATIENCE {
-            return Err(EngineError::new(
-                hindsight_engine::FailureKind::Server,
-                format!("{optime} was not committed by a majority of the members within 2 minutes"),
-            )
-            .hint("see `status`: a majority of the members must be up and replicating"));
+            return Err(EngineError::new(FailureKind::Server, unmet())
+                .hint("see `status`: a majority of the members must be up and replicating"));
         }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(200));
@@ -388,6 +382,7 @@ mod tests {
                         async move { secondary.shown().await }
                     });
                     sleep(Duration::from_millis(200)).await;
+                    assert!(!shown.is_finished());
                     stop("off").await?;
                     assert!(shown.await?? >= dropped);
                     return Ok(());
