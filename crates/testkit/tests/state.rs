@@ -123,22 +123,39 @@ async fn an_index_in_the_making_is_none() {
     let client = set.client().await.unwrap();
     let (admin, app) = (client.database("admin"), client.database("app"));
     run(&app, doc! {"insert": "things", "documents": [{"_id": 1}]}).await;
+    // A measurement of a time-series can be indexed since 6.0.
+    let series = mongod_version().unwrap() >= (6, 0, 0);
+    let mut names = vec!["things"];
+    if series {
+        run(&app, doc! {"create": "weather", "timeseries": {"timeField": "at", "metaField": "of"}}).await;
+        run(&app, doc! {"insert": "weather", "documents": [{"at": DateTime::now(), "of": 1, "a": 1}]}).await;
+        names.push("system.buckets.weather");
+    }
     let before = ClusterState::read(&client).await.unwrap();
 
     run(&admin, doc! {"configureFailPoint": "hangAfterStartingIndexBuild", "mode": "alwaysOn"}).await;
-    let build = tokio::spawn({
-        let app = app.clone();
-        async move { run(&app, doc! {"createIndexes": "things", "indexes": [{"name": "a", "key": {"a": 1}}]}).await }
+    let builds = names.iter().map(|name| {
+        let (app, name) = (app.clone(), name.trim_start_matches("system.buckets.").to_owned());
+        tokio::spawn(async move {
+            run(&app, doc! {"createIndexes": name, "indexes": [{"name": "a", "key": {"a": 1}}]}).await
+        })
     });
-    // The server lists it from its start on.
-    let things = app.collection::<Document>("things");
-    while !things.list_index_names().await.unwrap().contains(&"a".to_owned()) {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    let builds: Vec<_> = builds.collect();
+    // The server lists them from their start on.
+    for name in &names {
+        let collection = app.collection::<Document>(name);
+        while !collection.list_index_names().await.unwrap().contains(&"a".to_owned()) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     }
     assert_eq!(before.diff(&ClusterState::read(&client).await.unwrap()), Vec::<String>::new());
 
     run(&admin, doc! {"configureFailPoint": "hangAfterStartingIndexBuild", "mode": "off"}).await;
-    build.await.unwrap();
+    for build in builds {
+        build.await.unwrap();
+    }
     let diff = before.diff(&ClusterState::read(&client).await.unwrap());
-    assert_eq!(diff, ["app.things: index a should not exist"]);
+    let names: &[&str] = if series { &["system.buckets.weather", "things", "weather"] } else { &["things"] };
+    let expected: Vec<_> = names.iter().map(|name| format!("app.{name}: index a should not exist")).collect();
+    assert_eq!(diff, expected);
 }

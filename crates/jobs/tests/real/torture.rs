@@ -134,9 +134,9 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
         let mut optime = paused.optime;
         let by_time = random.random_bool(0.5);
         let state = loop {
-            let state = match open {
-                true => agreed(&source, optime).await?,
-                false => ClusterState::read(&client).await?,
+            let states = match open {
+                true => on_secondaries(&source, optime).await?,
+                false => vec![ClusterState::read(&client).await?],
             };
             if by_time {
                 // "Before the next second" is this moment, if nothing else happens in this one.
@@ -149,7 +149,7 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
             // That is asked of the primary: for a moment after an election the driver may take another one for it.
             let after = last_optime(&source.direct_client(source.wait_primary().await?).await?).await?;
             if after == optime {
-                break state;
+                break agreed(states).with_context(|| format!("moment {number} at {optime:?}"))?;
             }
             println!("moment {number}: something was written after {optime:?}, up to {after:?}");
             optime = after;
@@ -187,8 +187,8 @@ async fn first_base(here: &Protected) -> Result<()> {
     Ok(())
 }
 
-/// What all secondaries hold.
-async fn agreed(source: &ReplicaSet, optime: (u32, u32, i64)) -> Result<ClusterState> {
+/// What each of the secondaries holds.
+async fn on_secondaries(source: &ReplicaSet, optime: (u32, u32, i64)) -> Result<Vec<ClusterState>> {
     let primary = source.primary_index().await.context("no primary")?;
     let members = source.members().len();
     let mut states = Vec::new();
@@ -196,10 +196,15 @@ async fn agreed(source: &ReplicaSet, optime: (u32, u32, i64)) -> Result<ClusterS
         let client = secondary(source, (primary + other) % members, optime).await?;
         states.push(ClusterState::read(&client).await?);
     }
-    let first = states.pop().context("no secondary")?;
+    Ok(states)
+}
+
+/// What all members hold.
+fn agreed(mut states: Vec<ClusterState>) -> Result<ClusterState> {
+    let first = states.pop().context("no member was asked")?;
     for state in states {
         let differences = first.diff(&state);
-        ensure!(differences.is_empty(), "the members differ at {optime:?}:\n{}", differences.join("\n"));
+        ensure!(differences.is_empty(), "the members differ:\n{}", differences.join("\n"));
     }
     Ok(first)
 }

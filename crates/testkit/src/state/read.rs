@@ -77,8 +77,8 @@ async fn database(database: &Database) -> Result<BTreeMap<String, CollectionStat
 
 async fn indexes(database: &Database, name: &str) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
     // With this flag an index that is being built comes as `{spec: {...}, buildUUID: ...}` (4.4 to 6.0, tried), and can be
-    // told from the finished ones, which come as they are.
-    let command = doc! {"listIndexes": name, "includeBuildUUIDs": true};
+    // told from the finished ones, which come as they are. One of a time-series can only be told of in later batches (6.0.5).
+    let command = doc! {"listIndexes": name, "includeBuildUUIDs": true, "cursor": {"batchSize": 0}};
     let mut indexes = BTreeMap::new();
     for index in command_cursor(database, command).await? {
         if index.contains_key("buildUUID") {
