@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::support::{Protected, Store, logging, same};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bson::doc;
 use futures::TryStreamExt;
 use hindsight_catalog::Target;
@@ -137,10 +137,14 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
         let mut optime = paused.optime;
         let by_time = random.random_bool(0.5);
         let state = loop {
-            let states = match open {
-                true => on_secondaries(&source, optime).await?,
-                false => vec![ClusterState::read(&client).await?],
+            let members = match open {
+                true => secondaries(&source, optime).await?,
+                false => vec![client.clone()],
             };
+            let mut states = Vec::new();
+            for member in &members {
+                states.push(ClusterState::read(member).await?);
+            }
             if by_time {
                 // "Before the next second" is this moment, if nothing else happens in this one.
                 let next = Timestamp::from_second(i64::from(optime.0) + 1)?;
@@ -152,7 +156,7 @@ async fn torture(seed: u64, moments: usize, members: usize) -> Result<usize> {
             // That is asked of the primary: for a moment after an election the driver may take another one for it.
             let after = last_optime(&source.direct_client(source.wait_primary().await?).await?).await?;
             if after == optime {
-                break agreed(states).with_context(|| format!("moment {number} at {optime:?}"))?;
+                break agreed(&members, states).await.with_context(|| format!("moment {number} at {optime:?}"))?;
             }
             println!("moment {number}: something was written after {optime:?}, up to {after:?}");
             optime = after;
@@ -190,24 +194,26 @@ async fn first_base(here: &Protected) -> Result<()> {
     Ok(())
 }
 
-/// What each of the secondaries holds.
-async fn on_secondaries(source: &ReplicaSet, optime: (u32, u32, i64)) -> Result<Vec<ClusterState>> {
+/// The secondaries, once they have everything up to `optime`.
+async fn secondaries(source: &ReplicaSet, optime: (u32, u32, i64)) -> Result<Vec<mongodb::Client>> {
     let primary = source.primary_index().await.context("no primary")?;
     let members = source.members().len();
-    let mut states = Vec::new();
+    let mut clients = Vec::new();
     for other in 1..members {
-        let client = secondary(source, (primary + other) % members, optime).await?;
-        states.push(ClusterState::read(&client).await?);
+        clients.push(secondary(source, (primary + other) % members, optime).await?);
     }
-    Ok(states)
+    Ok(clients)
 }
 
 /// What all members hold.
-fn agreed(mut states: Vec<ClusterState>) -> Result<ClusterState> {
-    let first = states.pop().context("no member was asked")?;
-    for state in states {
-        let differences = first.diff(&state);
-        ensure!(differences.is_empty(), "the members differ:\n{}", differences.join("\n"));
+async fn agreed(members: &[mongodb::Client], mut states: Vec<ClusterState>) -> Result<ClusterState> {
+    let first = states.remove(0);
+    for (state, member) in states.iter().zip(&members[1..]) {
+        let differences = first.diff(state);
+        if !differences.is_empty() {
+            let text = differing(&documents(&members[0]).await?, &documents(member).await?);
+            bail!("the members differ:\n{}{text}", differences.join("\n"));
+        }
     }
     Ok(first)
 }

@@ -43,6 +43,7 @@ const TOLERATED: &[(i32, &str)] = &[
     (251, "NoSuchTransaction: it was aborted"),
     (263, "OperationNotSupportedInTransaction: on this kind of collection"),
     (276, "IndexBuildAborted: its collection was dropped"),
+    (285, "IndexBuildAlreadyInProgress: of the same index, wished for in a transaction"),
     (290, "TransactionExceededLifetimeLimitSeconds"),
     (10003, "CannotGrowDocumentInCappedNamespace"),
     (10334, "BSONObjectTooLarge"),
