@@ -189,7 +189,7 @@ async fn step(worker: &mut Worker, open: &mut Open) -> Result<Effect> {
     if open.size == Size::Big {
         worker.shared.written.fetch_add(5 << 20, Ordering::Relaxed);
     }
-    let mut command = command;
+    let mut command = worker.alike_on_all(command);
     // It waits when it meets a prepared transaction; others end it at once.
     command.insert("maxTimeMS", if open.size == Size::Small { WRITE_MS } else { SLOW_MS });
     let database = worker.client.database(namespace.database);

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, Timestamp, doc};
 use mongodb::error::ErrorKind;
 use mongodb::{Client, ClientSession};
 use rand::RngExt as _;
@@ -137,7 +137,19 @@ impl Worker {
     /// Runs a write (`insert`, `update`, `delete`, `findAndModify`), most often as a retryable one, and with any write
     /// concern.
     pub(super) async fn write(&mut self, namespace: &Namespace, command: Document) -> Result<Effect> {
+        let command = self.alike_on_all(command);
         self.write_raw(namespace, RawDocumentBuf::try_from(&command)?, is_retryable(&command)).await
+    }
+
+    /// The command such that it has the same effect on all members.
+    ///
+    /// Where a pipeline makes a document with a `Timestamp(0, 0)` at its top, and the log has all of the document, the primary
+    /// keeps it and each secondary puts its own time in its place (6.0.5, seen).
+    pub(super) fn alike_on_all(&self, command: Document) -> Document {
+        if !self.shared.options.failovers || command.contains_key("insert") {
+            return command;
+        }
+        command.into_iter().map(|(name, value)| (name, without_empty_timestamps(value))).collect()
     }
 
     /// The same for a raw command, which may have documents that [`Document`] can't hold.
@@ -240,6 +252,18 @@ fn changed(answer: &Document) -> bool {
         (Some(_), Some(modified)) => modified > 0 || answer.contains_key("upserted"),
         (Some(n), None) => n > 0,
         (None, _) => true,
+    }
+}
+
+fn without_empty_timestamps(value: Bson) -> Bson {
+    match value {
+        Bson::Timestamp(Timestamp { time: 0, increment: 0 }) => Bson::Null,
+        Bson::Array(values) => values.into_iter().map(without_empty_timestamps).collect(),
+        Bson::Document(fields) => {
+            let fields = fields.into_iter().map(|(name, value)| (name, without_empty_timestamps(value)));
+            Bson::Document(fields.collect())
+        }
+        other => other,
     }
 }
 
