@@ -30,7 +30,7 @@ test: ## all tests, on real servers
 
 torture: ## the long form of the test that restores random moments of a hostile workload (about an hour)
 	@scripts/setup.sh
-	TORTURE_SEEDS=$${TORTURE_SEEDS:-1,2,3} TORTURE_MOMENTS=$${TORTURE_MOMENTS:-300} TORTURE_MEMBERS=$${TORTURE_MEMBERS:-3} \
+	TORTURE_SEEDS=$${TORTURE_SEEDS:-1,2,3} TORTURE_MOMENTS=$${TORTURE_MOMENTS:-150} TORTURE_MEMBERS=$${TORTURE_MEMBERS:-3} \
 		cargo test --release -p hindsight-jobs --test real torture -- --nocapture
 
 torture-postgres: ## the same for PostgreSQL, with programs and servers killed and frozen meanwhile (about an hour)
