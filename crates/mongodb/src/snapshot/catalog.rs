@@ -182,7 +182,6 @@ async fn size(database: &Database, name: &str) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::time::Duration;
 
     use hindsight_testkit::{ReplicaSet, mongod_version};

@@ -134,13 +134,6 @@ impl Worker {
         self.judge(answer, || format!("{command}"))
     }
 
-    /// Runs a write (`insert`, `update`, `delete`, `findAndModify`), most often as a retryable one, and with any write
-    /// concern.
-    pub(super) async fn write(&mut self, namespace: &Namespace, command: Document) -> Result<Effect> {
-        let command = self.alike_on_all(command);
-        self.write_raw(namespace, RawDocumentBuf::try_from(&command)?, is_retryable(&command)).await
-    }
-
     /// The command such that it has the same effect on all members.
     ///
     /// Where a pipeline makes a document with a `Timestamp(0, 0)` at its top, and the log has all of the document, the primary
@@ -150,6 +143,13 @@ impl Worker {
             return command;
         }
         command.into_iter().map(|(name, value)| (name, without_empty_timestamps(value))).collect()
+    }
+
+    /// Runs a write (`insert`, `update`, `delete`, `findAndModify`), most often as a retryable one, and with any write
+    /// concern.
+    pub(super) async fn write(&mut self, namespace: &Namespace, command: Document) -> Result<Effect> {
+        let command = self.alike_on_all(command);
+        self.write_raw(namespace, RawDocumentBuf::try_from(&command)?, is_retryable(&command)).await
     }
 
     /// The same for a raw command, which may have documents that [`Document`] can't hold.
