@@ -121,6 +121,7 @@ impl Pump {
                 event = self.stream.next(), if place.is_some() && rest.is_none() => event?,
                 // Nothing is there, and nobody waits for what comes: no commit, and no backup that is about to end.
                 () = ready(()), if awake && self.all && self.says == Says::Stored && place.is_some() => {
+                    self.stream.pause()?;
                     (rest, awake) = (Some(Instant::now() + REST), false);
                     continue;
                 }

@@ -7,13 +7,28 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes, BytesMut};
 use postgres_protocol::message::backend::{COPY_DATA_TAG, Header, Message};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_rustls::client::TlsStream;
 
 use super::error::{Error, Result, ServerError};
 
 /// What messages go over.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Wakes nobody for what comes, until it is read from or written to again.
+    fn pause(&mut self) -> io::Result<()>;
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+impl<S: Duplex> Duplex for TlsStream<S> {
+    fn pause(&mut self) -> io::Result<()> {
+        self.get_mut().0.pause()
+    }
+}
+
+#[cfg(test)]
+impl Duplex for tokio::io::DuplexStream {
+    fn pause(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// The longest message that is taken. Servers send log and backups in pieces of at most 1 MiB (`MAX_SEND_SIZE` in
 /// src/backend/replication/walsender.c, 16 pages of the log); rows of results may be longer.
@@ -65,6 +80,11 @@ impl Channel {
     /// What the server has reported of a setting, such as `server_version`.
     pub(super) fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.get(name).map(String::as_str)
+    }
+
+    /// Does without being woken for what comes, until something is received or sent again.
+    pub(super) fn pause(&mut self, doing: &str) -> Result<()> {
+        self.socket.pause().map_err(|error| Error::broken(doing, error))
     }
 
     /// Appends a message to what will be sent.

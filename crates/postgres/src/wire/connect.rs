@@ -12,6 +12,7 @@ use super::channel::{Channel, Duplex};
 use super::connection::Connection;
 use super::error::{Error, Result};
 use super::refusal::code;
+use super::socket::Socket;
 use super::startup::{Credentials, Replication, start};
 use super::tls::{self, Tls};
 use super::verifier::end_point;
@@ -197,9 +198,9 @@ async fn attempt(
     }
 }
 
-async fn unix(host: &Host, doing: &str) -> Result<UnixStream> {
+async fn unix(host: &Host, doing: &str) -> Result<Socket<UnixStream>> {
     let file = host.socket().unwrap_or_default();
-    UnixStream::connect(&file).await.map_err(|error| Error::Unreachable {
+    UnixStream::connect(&file).await.map(Socket::Watched).map_err(|error| Error::Unreachable {
         what: format!("no server answers while {doing}: {}: {error}", file.display()),
         hint: "check the folder and the port, and that the server runs on this machine (unix_socket_directories)"
             .to_owned(),
@@ -207,7 +208,7 @@ async fn unix(host: &Host, doing: &str) -> Result<UnixStream> {
     })
 }
 
-async fn tcp(name: &str, port: u16, doing: &str) -> Result<TcpStream> {
+async fn tcp(name: &str, port: u16, doing: &str) -> Result<Socket<TcpStream>> {
     let unreachable = |error: io::Error, hint: &str| Error::Unreachable {
         what: format!("no server answers while {doing}: {error}"),
         hint: hint.to_owned(),
@@ -226,7 +227,7 @@ async fn tcp(name: &str, port: u16, doing: &str) -> Result<TcpStream> {
                 options.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_TRIES)).map_err(broken)?;
                 #[cfg(target_os = "linux")]
                 options.set_tcp_user_timeout(Some(UNACKNOWLEDGED)).map_err(broken)?;
-                return Ok(socket);
+                return Ok(Socket::Watched(socket));
             }
             Err(error) => failure = error,
         }
@@ -239,7 +240,7 @@ async fn tcp(name: &str, port: u16, doing: &str) -> Result<TcpStream> {
 
 /// Asks for TLS ("SSL Session Encryption" in protocol-flow). Exactly one byte is read: what came with it would
 /// have been sent by somebody in between (CVE-2021-23222), and makes the handshake fail.
-async fn accepts_tls(socket: &mut TcpStream, doing: &str) -> Result<bool> {
+async fn accepts_tls(socket: &mut Socket<TcpStream>, doing: &str) -> Result<bool> {
     let mut request = bytes::BytesMut::new();
     frontend::ssl_request(&mut request);
     let broken = |error| Error::broken(doing, error);

@@ -15,6 +15,7 @@ mod connect;
 mod connection;
 mod error;
 mod refusal;
+mod socket;
 mod startup;
 mod stream;
 mod tls;

@@ -172,6 +172,14 @@ impl WalStream {
         }
     }
 
+    /// Leaves alone what comes, without even being woken for it, until something is read or told.
+    ///
+    /// # Errors
+    /// The connection cannot be left alone, and is lost.
+    pub fn pause(&mut self) -> Result<()> {
+        self.connection.channel.pause(DOING)
+    }
+
     /// Tells the server how far we are.
     ///
     /// # Errors
