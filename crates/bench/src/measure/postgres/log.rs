@@ -3,19 +3,21 @@
 use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, bail};
-use hindsight_repository::ClusterRepository;
+use hindsight_repository::{ClusterRepository, FRAME_TARGET};
 use tempfile::TempDir;
 
 use super::{DATABASE, Scene, Taken, mib, say};
 use crate::machine::cores;
 use crate::measure::Rounds;
+use crate::measure::backup::compressor;
 use crate::measure::log::{Commits, probe, quantile, wait};
+use crate::meter::Meter;
 use crate::table::Table;
 
 /// Seconds between two looks at how far the server has flushed its log.
@@ -30,6 +32,7 @@ pub(super) async fn measure(scene: &Scene, taken: &Taken, table: &mut Table) -> 
     let seconds = (scene.size / 10.0).clamp(8.0, 30.0) as u64;
     let [mut free, mut captured, mut received] = [const { Vec::new() }; 3];
     let (mut lags, mut work, mut peak) = (Vec::new(), 0.0, 0);
+    let begun = written(scene).await?;
     for round in 0..scene.rounds {
         say(&format!("pgbench with and without an agent: round {} of {}", round + 1, scene.rounds));
         // Tables grow from one to the next, so that each comes first once.
@@ -87,13 +90,55 @@ pub(super) async fn measure(scene: &Scene, taken: &Taken, table: &mut Table) -> 
     let log = scene.hindsight.stored_bytes("/log/")?;
     table.add("postgres: agent: peak memory", mib(peak), "MiB", "resident");
     table.add("postgres: log: stored", mib(log), "MiB", "");
-    table.add("postgres: agent: processor", work, "core-s", "in all rounds, with what it caught up with");
-    replay(scene, taken, table).await
+    let made = mib(written(scene).await? - begun) / 1024.0;
+    table.add(
+        "postgres: agent: processor",
+        work / made,
+        "core-s/GiB",
+        "of log, in all rounds, with what it caught up with",
+    );
+    let (files, bytes) = segments(scene).await?;
+    let level = cluster.config().await?.1.pitr.compression_level;
+    let alone = compress(&files, level)? * f64::from(1 << 30) / bytes as f64;
+    let note = format!("the same log with zstd of the agent's level ({level}), in memory, on all cores");
+    table.add("postgres: compressing the log alone", alone, "core-s/GiB", note);
+    // What one takes of cores that are all busy the others lose.
+    let rate = made / (4 * scene.rounds as u64 * seconds) as f64 / cores() as f64;
+    let note = format!("of {} cores, which the server and pgbench keep busy", cores());
+    table.add("postgres: share of the cores: compressing the log alone", rate * alone, "x", note.as_str());
+    table.add("postgres: share of the cores: agent", rate * work / made, "x", note);
+    replay(scene, taken, (files, bytes), table).await
+}
+
+/// Bytes of log that the server has ever flushed.
+async fn written(scene: &Scene) -> Result<u64> {
+    Ok(scene.server.sql("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint").await?.trim().parse()?)
+}
+
+/// Compresses segments as frames are, on all cores; gives the processor seconds. Cores that share their parts take longer for
+/// the same work when all are busy.
+fn compress(folder: &Path, level: i32) -> Result<f64> {
+    let files: Vec<_> = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let files = Mutex::new(files);
+    let work = || {
+        let mut compressor = compressor(level)?;
+        while let Some(file) = files.lock().ok().and_then(|mut files| files.pop()) {
+            for frame in std::fs::read(file)?.chunks(FRAME_TARGET) {
+                compressor.compress(frame)?;
+            }
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let meter = Meter::start(&[])?;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores()).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a thread ended")))
+    })?;
+    Ok(meter.stop()?.client)
 }
 
 /// Restores with all of the log, in turns with a server that fetches the same segments with `cp`.
-async fn replay(scene: &Scene, taken: &Taken, table: &mut Table) -> Result<()> {
-    let (segments, bytes) = segments(scene).await?;
+async fn replay(scene: &Scene, taken: &Taken, (segments, bytes): (PathBuf, u64), table: &mut Table) -> Result<()> {
     let fetch = [("restore_command", format!("cp '{}/%f' '%p'", segments.display()))];
     let [mut own, mut others] = [(); 2].map(|()| Rounds::default());
     let mut peak = 0;
