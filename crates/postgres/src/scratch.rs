@@ -145,8 +145,10 @@ impl Examination<'_> {
         }
         let mut first = self.connect(&self.facts.database).await?;
         let doing = "listing what was restored";
-        let rows =
-            first.query("SELECT datname FROM pg_catalog.pg_database WHERE datallowconn ORDER BY 1", doing).await?;
+        // A DROP DATABASE that was cut off leaves one that nobody can connect to (`DATCONNLIMIT_INVALID_DB`, pg_database.h).
+        let databases =
+            "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1";
+        let rows = first.query(databases, doing).await?;
         let databases: Vec<String> = rows.iter().filter_map(|row| row.at(0)).map(str::to_owned).collect();
         let amcheck = "SELECT 1 FROM pg_catalog.pg_available_extensions WHERE name = 'amcheck'";
         let has_amcheck = !first.query(amcheck, doing).await?.is_empty();

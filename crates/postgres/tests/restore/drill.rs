@@ -18,6 +18,9 @@ use super::{Crossed, command, job, options, source};
 async fn a_drill_reads_everything_and_finds_what_is_wrong() {
     let server = Postgres::start(source()).await.unwrap();
     server.sql("CREATE DATABASE second").await.unwrap();
+    // As a DROP DATABASE leaves it that was cut off.
+    server.sql("CREATE DATABASE half").await.unwrap();
+    server.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half'").await.unwrap();
     server.sql("CREATE TABLE event AS SELECT generate_series(1, 100000) AS id").await.unwrap();
     server.sql("CREATE INDEX event_id ON event (id)").await.unwrap();
     let stored = Stored::new().await;
@@ -44,7 +47,7 @@ async fn a_drill_reads_everything_and_finds_what_is_wrong() {
         // The program of the test is not the one that a server asks for its log.
         let done = restore::run_asking(&job, &plan, &all, &destination, &preview, &options, command()).await.unwrap();
         let Destination::Directory(directory) = &destination else { panic!() };
-        assert_eq!(done.totals.collections, 4);
+        assert_eq!(done.totals.collections, 5);
         if damaged {
             // An entry of the index leads elsewhere than it did.
             let path = directory.path.join(&index);

@@ -30,6 +30,8 @@ pub struct PgState {
     pub globals: Vec<String>,
     /// Identifiers of prepared transactions, with their database and owner.
     pub prepared: BTreeSet<String>,
+    /// Databases of which a `DROP DATABASE` was cut off: nobody can connect to them.
+    pub dropped: BTreeSet<String>,
     /// Database name to what is in it.
     pub databases: BTreeMap<String, PgDatabase>,
 }
@@ -61,10 +63,12 @@ impl PgState {
         let globals = statements(&run("pg_dumpall", uri, &["--globals-only"], "")?);
         let prepared = "SELECT gid || ' in ' || database || ' of ' || owner FROM pg_prepared_xacts";
         let prepared = psql(uri, prepared)?.lines().map(str::to_owned).collect();
-        let names = psql(uri, "SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1")?;
+        let dropped = psql(uri, "SELECT datname FROM pg_database WHERE datconnlimit = -2 ORDER BY 1")?;
+        let dropped = dropped.lines().map(str::to_owned).collect();
+        let names = psql(uri, "SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1")?;
         let read = |name: &str| Ok((name.to_owned(), PgDatabase::read(&with_database(uri, name))?));
         let databases = names.lines().map(read).collect::<Result<_>>()?;
-        Ok(Self { globals, prepared, databases })
+        Ok(Self { globals, prepared, dropped, databases })
     }
 
     /// What differs between this state (the expected one) and `found`, one line each; nothing if they are equal.
@@ -72,6 +76,9 @@ impl PgState {
         let mut lines = compare_schemas("roles and tablespaces", &self.globals, &found.globals);
         lines.extend(self.prepared.difference(&found.prepared).map(|gid| format!("prepared {gid}: is missing")));
         lines.extend(found.prepared.difference(&self.prepared).map(|gid| format!("prepared {gid}: should not exist")));
+        lines.extend(
+            self.dropped.symmetric_difference(&found.dropped).map(|name| format!("{name}: dropped in one alone")),
+        );
         for name in self.databases.keys().chain(found.databases.keys()).collect::<BTreeSet<_>>() {
             match (self.databases.get(name), found.databases.get(name)) {
                 (Some(expected), Some(found)) => {
