@@ -201,16 +201,26 @@ pub(super) fn compressor(level: i32) -> Result<zstd::bulk::Compressor<'static>> 
     Ok(compressor)
 }
 
-/// Compresses all documents in frames, as a snapshot holds them, on all cores; gives the bytes that remain. Cores that
-/// share their parts take longer for the same work when all are busy, as in a backup they are.
+/// Compresses all documents in frames, as a snapshot holds them; gives the bytes that remain.
 fn compress(bench: &Bench, level: i32) -> Result<(Spent, u64)> {
+    let batches = bench.data.batches().map(|(_, batch)| batch.clone()).collect();
+    compress_all(batches, level, |compressor, batch| Ok(compressor.compress(&batch.bytes)?.len() as u64))
+}
+
+/// Compresses pieces on all cores, and sums what is given for each. Cores that share their parts take longer for the same work
+/// when all are busy, as in a backup they are.
+pub(super) fn compress_all<T: Send>(
+    pieces: Vec<T>,
+    level: i32,
+    compress: impl Fn(&mut zstd::bulk::Compressor<'static>, T) -> Result<u64> + Sync,
+) -> Result<(Spent, u64)> {
     let meter = Meter::start(&[])?;
-    let batches: Mutex<Vec<_>> = Mutex::new(bench.data.batches().map(|(_, batch)| batch.clone()).collect());
+    let pieces = Mutex::new(pieces);
     let work = || {
         let mut compressor = compressor(level)?;
         let mut bytes = 0;
-        while let Some(batch) = batches.lock().ok().and_then(|mut batches| batches.pop()) {
-            bytes += compressor.compress(&batch.bytes)?.len() as u64;
+        while let Some(piece) = pieces.lock().ok().and_then(|mut pieces| pieces.pop()) {
+            bytes += compress(&mut compressor, piece)?;
         }
         Ok::<_, anyhow::Error>(bytes)
     };

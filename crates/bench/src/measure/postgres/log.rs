@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, bail};
@@ -15,9 +15,8 @@ use tempfile::TempDir;
 use super::{DATABASE, Scene, Taken, mib, say};
 use crate::machine::cores;
 use crate::measure::Rounds;
-use crate::measure::backup::compressor;
+use crate::measure::backup::compress_all;
 use crate::measure::log::{Commits, probe, quantile, wait};
-use crate::meter::Meter;
 use crate::table::Table;
 
 /// Seconds between two looks at how far the server has flushed its log.
@@ -115,26 +114,14 @@ async fn written(scene: &Scene) -> Result<u64> {
     Ok(scene.server.sql("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint").await?.trim().parse()?)
 }
 
-/// Compresses segments as frames are, on all cores; gives the processor seconds. Cores that share their parts take longer for
-/// the same work when all are busy.
+/// Compresses segments as frames are; gives the processor seconds.
 fn compress(folder: &Path, level: i32) -> Result<f64> {
     let files: Vec<_> = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-    let files = Mutex::new(files);
-    let work = || {
-        let mut compressor = compressor(level)?;
-        while let Some(file) = files.lock().ok().and_then(|mut files| files.pop()) {
-            for frame in std::fs::read(file)?.chunks(FRAME_TARGET) {
-                compressor.compress(frame)?;
-            }
-        }
-        Ok::<_, anyhow::Error>(())
-    };
-    let meter = Meter::start(&[])?;
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores()).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a thread ended")))
+    let (spent, _) = compress_all(files, level, |compressor, file| {
+        let segment = std::fs::read(file)?;
+        segment.chunks(FRAME_TARGET).map(|frame| Ok(compressor.compress(frame)?.len() as u64)).sum()
     })?;
-    Ok(meter.stop()?.client)
+    Ok(spent.client)
 }
 
 /// Restores with all of the log, in turns with a server that fetches the same segments with `cp`.
