@@ -73,11 +73,10 @@ impl Rounds {
         least(self.0.iter().map(|spent| spent.client + spent.server))
     }
 
-    /// Seconds of the round in the middle.
+    /// Seconds of the round in the middle; of an even number between those two.
     pub fn median_wall(&self) -> f64 {
         let mut walls: Vec<f64> = self.0.iter().map(|spent| spent.wall).collect();
-        walls.sort_by(f64::total_cmp);
-        walls.get(walls.len() / 2).copied().unwrap_or(f64::NAN)
+        median(&mut walls)
     }
 
     /// All rounds, and what else the machine did.
@@ -91,6 +90,13 @@ impl Rounds {
         let others = self.0.iter().map(|spent| spent.others).sum::<f64>() / self.0.len() as f64;
         format!("others kept {others:.1} cores busy")
     }
+}
+
+/// What lies in the middle; of an even number between those two.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = |at: usize| values.get(at).copied().unwrap_or(f64::NAN);
+    f64::midpoint(middle(values.len().saturating_sub(1) / 2), middle(values.len() / 2))
 }
 
 fn least(values: impl Iterator<Item = f64>) -> f64 {

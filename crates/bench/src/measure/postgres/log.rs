@@ -14,9 +14,9 @@ use tempfile::TempDir;
 
 use super::{DATABASE, Scene, Taken, mib, say};
 use crate::machine::cores;
-use crate::measure::Rounds;
 use crate::measure::backup::compress_all;
 use crate::measure::log::{Commits, probe, quantile, wait};
+use crate::measure::{Rounds, median};
 use crate::table::Table;
 
 /// Seconds between two looks at how far the server has flushed its log.
@@ -171,12 +171,6 @@ async fn pgbench(scene: &Scene, seconds: u64) -> Result<f64> {
     // tps = 1234.567 (without initial connection time)
     let tps = told.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     tps.with_context(|| format!("no tps in {told}"))
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = |at: usize| values.get(at).copied().unwrap_or(f64::NAN);
-    f64::midpoint(middle(values.len().saturating_sub(1) / 2), middle(values.len() / 2))
 }
 
 /// Waits until the agent has captured what was written before.
