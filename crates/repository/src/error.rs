@@ -228,16 +228,17 @@ impl Failure {
     /// chain below it may quote whole replies and signed addresses.
     pub(crate) fn of(provider: Provider, doing: &'static str, error: &object_store::Error) -> Self {
         let text = chain_text(error);
-        let kind = kind_of(error, &text);
+        let answer = answer_in(error);
+        let kind = kind_of(error, &text, answer.as_deref().unwrap_or(&text));
         Self { kind, why: summary(kind, &text), hint: hint(kind, provider, doing, &text) }
     }
 }
 
-/// Texts of errors that come down to missing or wrong credentials. The first two stand in the addresses of the metadata
-/// services that are asked when nothing else gives any.
-const BAD_CREDENTIALS: [&str; 9] = [
-    "169.254.169.254",
-    "/computeMetadata/",
+/// What stands in the addresses of the metadata services, which are asked when nothing else gives credentials.
+const UNASKED: [&str; 2] = ["169.254.169.254", "/computeMetadata/"];
+
+/// Words of stores that do not take the credentials.
+const BAD_CREDENTIALS: [&str; 7] = [
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "ExpiredToken",
@@ -248,13 +249,18 @@ const BAD_CREDENTIALS: [&str; 9] = [
     "status code: 401 Unauthorized",
 ];
 
-fn kind_of(error: &object_store::Error, text: &str) -> FailureKind {
+/// Words of stores that have too much to do, or trouble of their own.
+const BUSY: [&str; 5] = ["SlowDown", "InternalError", "status code: 429", "status code: 500", "status code: 503"];
+
+/// `answer` is what the store said, where it did: only there can its words be looked for, as keys, ports and names of
+/// uploads stand around it in `text` and may hold the same.
+fn kind_of(error: &object_store::Error, text: &str, answer: &str) -> FailureKind {
     use object_store::Error as E;
-    let has = |needle: &str| text.contains(needle);
+    let has = |needle: &str| answer.contains(needle);
     let io = io_error(error);
     if has("NoSuchBucket") || has("ContainerNotFound") || has("The specified bucket does not exist") {
         FailureKind::NoBucket
-    } else if BAD_CREDENTIALS.iter().any(|needle| text.contains(needle)) {
+    } else if UNASKED.iter().any(|needle| text.contains(needle)) || BAD_CREDENTIALS.iter().any(|needle| has(needle)) {
         FailureKind::Credentials
     } else if matches!(error, E::NotFound { .. }) {
         FailureKind::NotFound
@@ -277,7 +283,7 @@ fn kind_of(error: &object_store::Error, text: &str) -> FailureKind {
             _ if has("error sending request") || has("HTTP error") => FailureKind::Unreachable,
             _ => FailureKind::Other,
         }
-    } else if has("SlowDown") || has("503") || has("429") || has("InternalError") || has("500 Internal") {
+    } else if BUSY.iter().any(|needle| has(needle)) {
         FailureKind::Busy
     } else if has("error sending request") || has("timed out") || has("HTTP error") || has("dns error") {
         FailureKind::Unreachable
@@ -380,6 +386,19 @@ fn io_error(error: &object_store::Error) -> Option<&io::Error> {
     None
 }
 
+/// What the store answered, status and body, without the address that was asked; none when it did not.
+fn answer_in(error: &object_store::Error) -> Option<String> {
+    let mut next = error.source();
+    while let Some(error) = next {
+        let text = error.to_string();
+        if text.starts_with("Server returned ") {
+            return Some(text);
+        }
+        next = error.source();
+    }
+    None
+}
+
 fn chain_text(error: &object_store::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -448,6 +467,24 @@ mod tests {
         assert!(Error::store(Provider::Other, "read", "k", &missing("404")).is_missing());
         let no_bucket = Error::store(Provider::Other, "read", "k", &missing("NoSuchBucket"));
         assert!(!no_bucket.is_missing() && !no_bucket.is_retryable());
+    }
+
+    /// As the library tells of a request: its address, and then the answer, which is also the error below it.
+    #[derive(Debug, Error)]
+    #[error("Error performing PUT http://127.0.0.1:42905/SlowDown/AccessDenied?uploadId=a503 - {0}")]
+    struct Asked(#[source] Box<dyn StdError + Send + Sync>);
+
+    #[test]
+    fn words_of_a_store_are_looked_for_in_its_answer_alone() {
+        for (answer, kind) in [
+            ("Server returned non-2xx status code: 404 Not Found: NoSuchUpload", FailureKind::Other),
+            ("Server returned non-2xx status code: 429 Too Many Requests: ", FailureKind::Busy),
+            ("Server returned non-2xx status code: 403 Forbidden: AccessDenied", FailureKind::Permission),
+            ("Server returned error response: <Code>InternalError</Code>", FailureKind::Busy),
+        ] {
+            let error = object_store::Error::Generic { store: "S3", source: Box::new(Asked(answer.into())) };
+            assert_eq!(Failure::of(Provider::Other, "write", &error).kind, kind, "{error}");
+        }
     }
 
     #[test]
