@@ -53,3 +53,30 @@ async fn a_capped_collection_comes_back_with_all_that_it_held() -> Result<()> {
     }
     same(&restored, &ClusterState::read(&client).await?).await
 }
+
+/// Buckets that a time-series which is no more has left: commands with its name are for them, as long as they are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_capped_collection_that_buckets_hide_comes_back_with_its_size() -> Result<()> {
+    logging();
+    let (source, target) = tokio::try_join!(ReplicaSet::single(), ReplicaSet::single())?;
+    let client = source.client().await?;
+    let app = client.database("app");
+    let version = app.run_command(doc! {"buildInfo": 1}).await?;
+    if version.get_array("versionArray")?.first().and_then(bson::Bson::as_i32) < Some(6) {
+        return Ok(()); // There is nothing to change a size with.
+    }
+    let store = Store::new().await?;
+    let here = store.protect(&source.uri(), Some("source")).await?;
+    let there = store.protect(&target.uri(), Some("target")).await?;
+    let series = doc! {"timeField": "t", "granularity": "seconds", "bucketMaxSpanSeconds": 3600};
+    app.run_command(doc! {"create": "system.buckets.line", "clusteredIndex": true, "timeseries": series}).await?;
+    app.run_command(doc! {"create": "line", "capped": true, "size": 65_536, "max": 50}).await?;
+    let expected = ClusterState::read(&client).await?;
+    // It says that it was done.
+    app.run_command(doc! {"collMod": "line", "cappedSize": 4_096}).await?;
+    same(&client, &expected).await?;
+
+    let manifest = here.backup().await?;
+    here.restore_into(&there, Target::Snapshot(manifest.id), Selection::default()).await?;
+    same(&target.client().await?, &expected).await
+}

@@ -6,7 +6,7 @@ mod prepare;
 pub(crate) mod schema;
 mod users;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bson::doc;
 use futures::TryStreamExt;
@@ -169,10 +169,8 @@ async fn check_counts(
     inserted: &HashMap<Uuid, u64>,
     roomy: bool,
 ) -> Result<()> {
-    let orphans: HashSet<String> = wanted.iter().filter(|c| c.is_orphaned()).map(|c| c.namespace()).collect();
-    let hidden = |c: &schema::Target| orphans.contains(&format!("{}.{}", c.db, crate::namespace::buckets_of(&c.name)));
-    for collection in wanted.iter().filter(|c| !c.is_orphaned() && !hidden(c) && c.name != crate::namespace::FUNCTIONS)
-    {
+    let seen = |c: &&schema::Target| !c.is_orphaned() && !c.is_hidden() && c.name != crate::namespace::FUNCTIONS;
+    for collection in wanted.iter().filter(seen) {
         let expected = inserted.get(&collection.uuid).copied().unwrap_or(0);
         let database = cluster.client.database(&collection.db);
         let doing = format!("counting {}.{}", collection.db, collection.name);

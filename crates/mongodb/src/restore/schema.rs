@@ -30,6 +30,8 @@ pub(super) struct Target {
     pub(super) name: String,
     /// Buckets of a time-series that is no more: something else may have its name.
     orphaned: bool,
+    /// Of the name that such buckets would be seen by: servers change those where this is named (seen with 6.0).
+    hidden: bool,
     /// What it was at the restore point.
     source: Collection,
 }
@@ -51,6 +53,15 @@ impl Target {
 
     pub(super) fn is_orphaned(&self) -> bool {
         self.orphaned
+    }
+
+    pub(super) fn is_hidden(&self) -> bool {
+        self.hidden
+    }
+
+    /// Whether it gets its size when it has its documents, on a server where that can be.
+    fn is_resized(&self) -> bool {
+        self.is_capped() && !self.hidden
     }
 
     fn is_clustered_and_capped(&self) -> bool {
@@ -75,8 +86,8 @@ impl Wanted {
         self.targets.values()
     }
 
-    /// Finds out which buckets have no time-series any more. A drop and another creation at the same
-    /// time can leave such.
+    /// Finds out which buckets have no time-series any more, and what is hidden by those. A drop and another creation at
+    /// the same time can leave such.
     pub(super) fn find_orphans(&mut self, definitions: &Definitions) {
         let views = definitions.values().flatten();
         let series: HashSet<(&str, &str)> = views
@@ -86,6 +97,10 @@ impl Wanted {
             self.targets.values_mut().filter(|target| namespace::time_series_of(&target.source.name).is_some())
         {
             target.orphaned = !series.contains(&(target.source.db.as_str(), target.source.name.as_str()));
+        }
+        let orphans: HashSet<_> = self.iter().filter(|target| target.orphaned).map(Target::namespace).collect();
+        for target in self.targets.values_mut() {
+            target.hidden = orphans.contains(&format!("{}.{}", target.db, namespace::buckets_of(&target.name)));
         }
     }
 
@@ -120,7 +135,10 @@ pub(super) fn wanted(catalog: &Catalog, selection: &Selection) -> Wanted {
             Some(_) => namespace::buckets_of(&visible),
             None => visible,
         };
-        wanted.targets.insert(*uuid, Target { uuid: *uuid, db, name, orphaned: false, source: collection.clone() });
+        wanted.targets.insert(
+            *uuid,
+            Target { uuid: *uuid, db, name, orphaned: false, hidden: false, source: collection.clone() },
+        );
     }
     wanted
 }
@@ -222,7 +240,7 @@ pub(super) async fn clear(client: &Client, selection: &Selection) -> Result<()> 
 pub(crate) async fn create_alone(client: &Client, collection: Collection) -> mongodb::error::Result<()> {
     let (db, name, expiry) =
         (collection.db.clone(), collection.name.clone(), collection.options.get("expireAfterSeconds").cloned());
-    let target = Target { uuid: Uuid::default(), db, name, orphaned: false, source: collection };
+    let target = Target { uuid: Uuid::default(), db, name, orphaned: false, hidden: false, source: collection };
     let mut command = create_command(&target);
     command.extend(expiry.map(|expiry| ("expireAfterSeconds".to_owned(), expiry)));
     run_create(client, &target, command).await
@@ -268,13 +286,14 @@ fn create_command(target: &Target) -> Document {
     command
 }
 
-/// Creates the collections, empty and without indexes. `roomy`: capped ones larger than anything, until [`finish`].
+/// Creates the collections, empty and without indexes. `roomy`: capped ones larger than anything, until [`finish`], but for
+/// those that cannot be changed then, as something else hides them.
 pub(super) async fn create(client: &Client, wanted: &Wanted, roomy: bool) -> Result<()> {
     let create = |target: Target| {
         let client = client.clone();
         async move {
             let mut command = create_command(&target);
-            if roomy && target.is_capped() {
+            if roomy && target.is_resized() {
                 command.insert("size", LARGEST);
                 command.remove("max");
             }
@@ -313,7 +332,7 @@ pub(super) async fn build_indexes(client: &Client, job: &Job, wanted: &Wanted) -
 
 /// Switches on what acts on documents: sizes of capped collections, expiry of time-series and clustered ones.
 pub(super) async fn finish(client: &Client, wanted: &Wanted, roomy: bool) -> Result<()> {
-    for target in wanted.iter().filter(|target| roomy && target.is_capped()) {
+    for target in wanted.iter().filter(|target| roomy && target.is_resized()) {
         let mut command = doc! {"collMod": &target.name};
         for (option, field) in [("size", "cappedSize"), ("max", "cappedMax")] {
             command.extend(target.source.options.get(option).map(|value| (field.to_owned(), value.clone())));
