@@ -69,7 +69,8 @@ async fn a_capped_collection_that_buckets_hide_comes_back_with_its_size() -> Res
     let here = store.protect(&source.uri(), Some("source")).await?;
     let there = store.protect(&target.uri(), Some("target")).await?;
     let series = doc! {"timeField": "t", "granularity": "seconds", "bucketMaxSpanSeconds": 3600};
-    app.run_command(doc! {"create": "system.buckets.line", "clusteredIndex": true, "timeseries": series}).await?;
+    app.run_command(doc! {"create": "system.buckets.line", "clusteredIndex": true, "timeseries": series.clone()})
+        .await?;
     app.run_command(doc! {"create": "line", "capped": true, "size": 65_536, "max": 50}).await?;
     let expected = ClusterState::read(&client).await?;
     // It says that it was done.
@@ -78,5 +79,14 @@ async fn a_capped_collection_that_buckets_hide_comes_back_with_its_size() -> Res
 
     let manifest = here.backup().await?;
     here.restore_into(&there, Target::Snapshot(manifest.id), Selection::default()).await?;
-    same(&target.client().await?, &expected).await
+    same(&target.client().await?, &expected).await?;
+
+    // What would be written to the buckets instead is refused, though they would take it.
+    app.collection("point").insert_one(doc! {"t": bson::DateTime::now()}).await?;
+    app.run_command(doc! {"create": "system.buckets.point", "clusteredIndex": true, "timeseries": series}).await?;
+    let manifest = here.backup().await?;
+    let failed = here.restore_into(&there, Target::Snapshot(manifest.id), Selection::default()).await.unwrap_err();
+    let failed = format!("{failed:#}");
+    assert!(failed.contains("app.point cannot be filled: system.buckets.point"), "{failed}");
+    Ok(())
 }

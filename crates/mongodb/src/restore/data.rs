@@ -275,6 +275,7 @@ impl Shared {
             return Ok(());
         }
         let Some(target) = self.wanted.target(&uuid) else { return Ok(()) };
+        target.check_visible()?;
         let bytes = run.len() as u64;
         self.job.pass(bytes).await?;
         let inserted = insert(&self.client, &target.db, &target.name, run, ordered).await?;

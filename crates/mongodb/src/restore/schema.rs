@@ -59,6 +59,20 @@ impl Target {
         self.hidden
     }
 
+    /// Refuses to give documents or indexes to what is hidden: the buckets would get them.
+    pub(super) fn check_visible(&self) -> Result<()> {
+        if !self.hidden {
+            return Ok(());
+        }
+        let (namespace, buckets) = (self.namespace(), namespace::buckets_of(&self.name));
+        Err(unsupported(
+            format!(
+                "{namespace} cannot be filled: {buckets}, left by a time-series, takes what is written to its name"
+            ),
+            "restore everything else with --ns, or a moment before those buckets were there",
+        ))
+    }
+
     /// Whether it gets its size when it has its documents, on a server where that can be.
     fn is_resized(&self) -> bool {
         self.is_capped() && !self.hidden
@@ -317,6 +331,7 @@ pub(super) async fn build_indexes(client: &Client, job: &Job, wanted: &Wanted) -
                 target.source.indexes.values().map(|spec| rebuildable(spec, &target.source)).collect();
             let count = specs.len() as u64;
             if !specs.is_empty() {
+                target.check_visible()?;
                 let command = doc! {"createIndexes": &target.name, "indexes": specs, "commitQuorum": "majority"};
                 let built = client.database(&target.db).run_command(command).await;
                 built.map_err(|e| driver(&format!("building the indexes of {}", target.namespace()), e))?;
