@@ -8,6 +8,12 @@ use hindsight_testkit::{ClusterState, ReplicaSet};
 
 use crate::support::{Store, logging, same};
 
+/// Whether the server is one that lets the size of a capped collection be changed.
+async fn has_sizes_that_change(database: &mongodb::Database) -> Result<bool> {
+    let version = database.run_command(doc! {"buildInfo": 1}).await?;
+    Ok(version.get_array("versionArray")?.first().and_then(bson::Bson::as_i32) >= Some(6))
+}
+
 /// What does not fit goes with the next insert, and not before: documents that grew, and a size that was made smaller.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_capped_collection_comes_back_with_all_that_it_held() -> Result<()> {
@@ -15,8 +21,7 @@ async fn a_capped_collection_comes_back_with_all_that_it_held() -> Result<()> {
     let (source, target) = tokio::try_join!(ReplicaSet::single(), ReplicaSet::single())?;
     let client = source.client().await?;
     let app = client.database("app");
-    let version = app.run_command(doc! {"buildInfo": 1}).await?;
-    if version.get_array("versionArray")?.first().and_then(bson::Bson::as_i32) < Some(6) {
+    if !has_sizes_that_change(&app).await? {
         return Ok(()); // Nothing can be done there: a restore says what is left out.
     }
     for name in ["grown", "cut", "clustered"] {
@@ -61,8 +66,7 @@ async fn a_capped_collection_that_buckets_hide_comes_back_with_its_size() -> Res
     let (source, target) = tokio::try_join!(ReplicaSet::single(), ReplicaSet::single())?;
     let client = source.client().await?;
     let app = client.database("app");
-    let version = app.run_command(doc! {"buildInfo": 1}).await?;
-    if version.get_array("versionArray")?.first().and_then(bson::Bson::as_i32) < Some(6) {
+    if !has_sizes_that_change(&app).await? {
         return Ok(()); // There is nothing to change a size with.
     }
     let store = Store::new().await?;

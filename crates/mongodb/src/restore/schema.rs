@@ -37,6 +37,10 @@ pub(super) struct Target {
 }
 
 impl Target {
+    fn new(uuid: Uuid, db: String, name: String, source: Collection) -> Self {
+        Self { uuid, db, name, orphaned: false, hidden: false, source }
+    }
+
     pub(super) fn is_capped(&self) -> bool {
         self.source.is_capped()
     }
@@ -149,10 +153,7 @@ pub(super) fn wanted(catalog: &Catalog, selection: &Selection) -> Wanted {
             Some(_) => namespace::buckets_of(&visible),
             None => visible,
         };
-        wanted.targets.insert(
-            *uuid,
-            Target { uuid: *uuid, db, name, orphaned: false, hidden: false, source: collection.clone() },
-        );
+        wanted.targets.insert(*uuid, Target::new(*uuid, db, name, collection.clone()));
     }
     wanted
 }
@@ -254,7 +255,7 @@ pub(super) async fn clear(client: &Client, selection: &Selection) -> Result<()> 
 pub(crate) async fn create_alone(client: &Client, collection: Collection) -> mongodb::error::Result<()> {
     let (db, name, expiry) =
         (collection.db.clone(), collection.name.clone(), collection.options.get("expireAfterSeconds").cloned());
-    let target = Target { uuid: Uuid::default(), db, name, orphaned: false, hidden: false, source: collection };
+    let target = Target::new(Uuid::default(), db, name, collection);
     let mut command = create_command(&target);
     command.extend(expiry.map(|expiry| ("expireAfterSeconds".to_owned(), expiry)));
     run_create(client, &target, command).await
